@@ -1,0 +1,124 @@
+"""What `engine/train.py` is asked: parsed, checked and, where that is all, answered without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from recipes import registry
+from recipes.overrides import apply_overrides, leaves, show
+from recipes.schema import Recipe
+
+DESCRIPTION = "Train by recipe. Overrides are written section.field=value; --print shows every field."
+EXAMPLES = """examples:
+  deepspeed engine/train.py --recipe vit_b_mae data.train=data/imagenet/train run.out=runs/mae_b
+  deepspeed engine/train.py --recipe vit_b_mae run.out=runs/mae_b --resume
+  torchrun --nproc-per-node 8 engine/train.py --recipe vit_b_mae optim.micro_batch=256
+  python engine/train.py --list"""
+USAGE_ERROR, INTERRUPTED = 2, 130  # exit codes
+
+
+@dataclass(frozen=True)
+class Command:
+    """A valid request to train."""
+
+    name: str
+    recipe: Recipe
+    resume: str | None  # None: start afresh; "must": go on; "auto": go on where there is something to go on from
+    allow_changes: bool
+    debug: bool
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--recipe", metavar="NAME", help="what to train; --list shows the names")
+    parser.add_argument("--list", action="store_true", help="list the recipes and exit")
+    parser.add_argument("--print", action="store_true", help="print every field of the recipe and exit")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="must",
+        metavar="auto",
+        help="go on from the newest intact checkpoint of run.out;\n`--resume auto` starts afresh where there is none",
+    )
+    parser.add_argument("--allow-changes", action="store_true", help="resume although the recipe or data changed")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of expected errors too")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers pass it
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to the recipe")
+    return parser
+
+
+def parse_command(arguments: list[str]) -> Command:
+    """The request to train; for anything else (--list, --print, a mistake) says its answer and exits."""
+    args = make_parser().parse_intermixed_args(unglue_resume(arguments))
+    if args.list:
+        print_list()
+        sys.exit(0)
+    return guard(lambda: check_command(args), args.debug)
+
+
+def unglue_resume(arguments: list[str]) -> list[str]:
+    """`--resume optim.lr=1` means `--resume` and an override, not a checkpoint called optim.lr=1."""
+    fixed: list[str] = []
+    for argument in arguments:
+        if fixed and fixed[-1] == "--resume" and "=" in argument:
+            fixed[-1] = "--resume=must"
+        fixed.append(argument)
+    return fixed
+
+
+def check_command(args: argparse.Namespace) -> Command:
+    if not args.recipe:
+        raise ValueError("--recipe NAME is needed; engine/train.py --list shows the names")
+    if args.resume not in (None, "must", "auto"):
+        raise ValueError(f"--resume {args.resume}: write `--resume` or `--resume auto`; the folder is run.out")
+    recipe = apply_overrides(registry.load(args.recipe), args.overrides)
+    if args.print:
+        print_recipe(args.recipe, recipe)
+        sys.exit(0)
+    from engine.start_up import require_data
+
+    require_data(args.recipe, recipe)
+    return Command(args.recipe, recipe, args.resume, args.allow_changes, args.debug)
+
+
+def guard(action: Callable, debug: bool = False):
+    """Run `action`; an expected error (ValueError) becomes one red message and exit code 2, Ctrl-C exit code 130."""
+    try:
+        return action()
+    except KeyboardInterrupt:
+        complain("interrupted; add --resume to go on from the newest checkpoint")
+        sys.exit(INTERRUPTED)
+    except ValueError as error:
+        if debug:
+            raise
+        complain(str(error))
+        sys.exit(USAGE_ERROR)
+
+
+def complain(message: str) -> None:
+    """An error that all ranks meet alike, told by the first of them."""
+    if os.environ.get("RANK", "0") == "0":
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
+
+
+def print_list() -> None:
+    names = registry.recipes()
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:{width}}  {registry.summary(name)}")
+
+
+def print_recipe(name: str, recipe: Recipe) -> None:
+    print(f"{name}: {registry.documentation(name)}\n")
+    for path, value in leaves(recipe).items():
+        print(f"{path}={show(value)}")
+    for line in recipe.departures:
+        print(f"departure from the paper: {line}")

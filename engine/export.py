@@ -1,0 +1,97 @@
+"""Weights outside DeepSpeed: the encoder as a folder that timm loads, and the whole objective back from a checkpoint.
+
+`timm.create_model("local-dir:FOLDER")` gives the same features. The decoder and the mask token are left out (timm would
+take a dict holding `mask_token` for DINOv2).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from engine.models.encoders import MaskedVisionTransformer, timm_arguments
+from engine.objectives.build import build_objective
+from engine.objectives.contract import Objective
+from engine.runtime import import_deepspeed
+from recipes import registry
+from recipes.overrides import apply_overrides
+from recipes.schema import Recipe
+
+WEIGHTS = "model.safetensors"
+ARCHITECTURE = "vit_base_patch16_224"  # timm's entry point; model_args below give the real sizes
+ENCODER = "encoder."  # where an objective keeps its encoder
+REST = "rest.safetensors"  # weights that are not the encoder's: decoder, heads
+GATHER = 64  # parameters gathered at a time under ZeRO stage 3
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """All weights of a module in fp32 on the CPU, on every rank. Collective under ZeRO stage 3."""
+    state = {name: value.detach().float().cpu() for name, value in module.state_dict().items()}
+    partitioned = [(n, p) for n, p in module.named_parameters() if hasattr(p, "ds_id")]
+    if partitioned:
+        zero = import_deepspeed().zero
+        for start in range(0, len(partitioned), GATHER):
+            names, parameters = zip(*partitioned[start : start + GATHER], strict=True)
+            with zero.GatheredParameters(list(parameters)):
+                state |= {n: p.detach().float().cpu().clone() for n, p in zip(names, parameters, strict=True)}
+    return state
+
+
+def encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's weights, under timm's names, of an objective's state."""
+    return {name.removeprefix(ENCODER): value for name, value in state.items() if name.startswith(ENCODER)}
+
+
+def plain_encoder(recipe: Recipe, state: dict[str, Tensor], device: torch.device) -> MaskedVisionTransformer:
+    """An encoder outside DeepSpeed holding `state`, in evaluation mode."""
+    encoder = MaskedVisionTransformer(recipe.model, recipe.data.image_size)
+    encoder.load_state_dict(state, strict=True)
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+def write_weights(folder: Path, recipe: Recipe, state: dict[str, Tensor]) -> None:
+    """Write an objective's state into a checkpoint: `encoder/`, as timm wants it, and the rest beside it."""
+    write_encoder(folder / "encoder", recipe, encoder_part(state))
+    rest = {name: value.contiguous() for name, value in state.items() if not name.startswith(ENCODER)}
+    save_file(rest, folder / REST)
+
+
+def read_objective(checkpoint: Path) -> tuple[Objective, Recipe]:
+    """The objective of a checkpoint folder in evaluation mode, with the recipe it was trained by."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    overrides = [f"{path}={value}" for path, value in manifest["recipe"].items()]
+    recipe = apply_overrides(registry.load(manifest["name"]), overrides)
+    objective = build_objective(recipe)
+    encoder = load_file(checkpoint / "encoder" / WEIGHTS)
+    rest = load_file(checkpoint / REST)
+    objective.load_state_dict({ENCODER + name: value for name, value in encoder.items()} | rest, strict=True)
+    return objective.eval().requires_grad_(False), recipe
+
+
+def write_encoder(folder: Path, recipe: Recipe, state: dict[str, Tensor]) -> None:
+    """Write `config.json` and `model.safetensors` for timm into `folder`, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
+    size = recipe.data.image_size
+    config = {
+        "architecture": ARCHITECTURE,
+        "num_classes": 0,
+        "num_features": recipe.model.embed_dim,
+        "global_pool": "token",
+        "model_args": timm_arguments(recipe.model, size),
+        "pretrained_cfg": {
+            "tag": "maskwright",
+            "input_size": [3, size, size],
+            "fixed_input_size": True,
+            "mean": list(recipe.data.mean),
+            "std": list(recipe.data.std),
+            "interpolation": "bicubic",
+            "crop_pct": recipe.data.eval_crop,
+            "num_classes": 0,
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,30 @@
+"""Which patches a model sees. Noise comes from the sample's own draws, so a mask never depends on batch or rank."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RandomMask(NamedTuple):
+    """Random masking of N patches, K of them kept (MAE, section 3)."""
+
+    ids_keep: Tensor  # int64 [B, K], patches that are seen, in shuffled order
+    ids_restore: Tensor  # int64 [B, N], place of every patch in the shuffled sequence
+    mask: Tensor  # bool [B, N], True = masked
+
+
+def random_mask(noise: Tensor, mask_ratio: float) -> RandomMask:
+    """Keep the K = int(N (1 - mask_ratio)) patches with the smallest noise [B, N]; ties go to the lower index."""
+    num_patches = noise.shape[1]
+    num_keep = int(num_patches * (1 - mask_ratio))
+    ids_shuffle = noise.argsort(dim=1, stable=True)
+    ids_restore = ids_shuffle.argsort(dim=1)
+    return RandomMask(ids_shuffle[:, :num_keep], ids_restore, ids_restore >= num_keep)
+
+
+def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Rows `ids` [B, K] of `tokens` [B, N, D] as [B, K, D]."""
+    return torch.gather(tokens, 1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,1 @@
+"""Networks: timm's Vision Transformers with masking, and what is put on top of them."""

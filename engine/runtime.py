@@ -1,0 +1,121 @@
+"""Where this process stands: rank, device, threads, random seeds; and how a run ends early.
+
+Works under `deepspeed`, `torchrun`, `srun` (Slurm) and plain `python`: the launcher is recognised by the environment
+it leaves, and without one a world of a single rank is set up on a free port.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=5)  # of a collective: a rank that hangs is noticed (specs: faults, G2)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This rank among the ranks of the run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def world_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that torch.distributed needs and `environment` lacks.
+
+    DeepSpeed's launcher and torchrun set them all; `srun` has its own names; otherwise this is a world of one.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        local = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or "1"
+        return {"LOCAL_WORLD_SIZE": local, "LOCAL_RANK": environment.get("LOCAL_RANK", "0")}
+    if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        return slurm_environment(environment)
+    world_of_one = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return world_of_one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+
+def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The world as `srun` describes it; the first host of the job is the meeting point."""
+    hosts = environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
+    if "[" in hosts or "," in hosts:
+        command = ["scontrol", "show", "hostnames", hosts]
+        hosts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_NTASKS"],
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": environment.get("SLURM_NTASKS_PER_NODE", "1"),
+        "MASTER_ADDR": environment.get("MASTER_ADDR", hosts),
+        "MASTER_PORT": environment.get("MASTER_PORT", "29500"),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start() -> Runtime:
+    """Join the world: environment, device, threads, DeepSpeed's communication. Call once, before DeepSpeed."""
+    os.environ.update(world_environment(os.environ))
+    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(cores_per_rank(local_world_size))
+    deepspeed = import_deepspeed()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
+    return Runtime(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device)
+
+
+def cores_per_rank(local_world_size: int) -> int:
+    """Cores that this rank may use: those of the process, shared by the ranks of the node."""
+    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
+
+
+def import_deepspeed():
+    """DeepSpeed, without its chatter and without compiling C++.
+
+    On the CPU `init_distributed` builds an operator (minutes of g++, behind a lock that can wait for ever) that only
+    inference uses; it is declared incompatible before that (specs: engine, section 1).
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("ERROR")
+    return deepspeed
+
+
+def stop() -> None:
+    """Leave the world quietly."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def seed_step(seed: int, step: int, micro_step: int, rank: int) -> None:
+    """Seed what torch draws inside a step (drop path, dropout): a function of the place, nothing to be stored."""
+    digest = hashlib.sha256(f"{seed} {step} {micro_step} {rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,100 @@
+"""What is said before the first step: what is missing and how to get it, and what exactly will run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from engine.plan import Plan
+from recipes import registry
+from recipes.overrides import difference, show
+from recipes.schema import Data, Recipe
+from shards.dataset import Dataset
+
+MANIFEST = "manifest.json"
+
+# Fields that change neither the weights nor the schedule of a run: where things are, how fast, how often one looks.
+HARMLESS = {
+    "data.train", "data.val", "data.threads", "data.prefetch", "data.hw_decoder_load", "run.out", "run.stop_after",
+    "run.log_every", "run.save_every", "run.eval_every", "run.keep",
+}  # fmt: skip
+
+
+class MissingData(ValueError):
+    """No shards where the recipe looks for them; the message is the whole help page."""
+
+
+def is_harmless(path: str) -> bool:
+    """Whether a recipe field may differ between a run and its continuation."""
+    return path in HARMLESS or path.startswith("evaluation.")
+
+
+def training_folder(data: Data) -> Path:
+    """`data.train`; where it is empty, $MASKWRIGHT_DATA/train, then data/imagenet/train."""
+    if data.train:
+        return Path(data.train).expanduser()
+    root = os.environ.get("MASKWRIGHT_DATA")
+    return Path(root).expanduser() / "train" if root else Path("data/imagenet/train")
+
+
+def validation_folder(data: Data) -> Path | None:
+    """`data.val`; where it is empty, the folder `val` beside the training folder if it holds shards."""
+    if data.val:
+        return Path(data.val).expanduser()
+    beside = training_folder(data).parent / "val"
+    return beside if (beside / MANIFEST).exists() else None
+
+
+def require_data(name: str, recipe: Recipe) -> None:
+    """MissingData with the commands that help where a folder has no manifest."""
+    train, val = training_folder(recipe.data), validation_folder(recipe.data)
+    for field, folder in (("data.train", train), ("data.val", val)):
+        if folder is not None and not (folder / MANIFEST).exists():
+            state = "holds no shards of ours (no manifest.json)" if folder.is_dir() else "does not exist"
+            raise MissingData(missing_page(name, field, folder, state))
+
+
+def missing_page(name: str, field: str, folder: Path, state: str) -> str:
+    return f"""{field}={folder}: this folder {state}.
+
+{name} trains on a folder of WebDataset shards. To make one from images in class folders, for example ImageNet:
+
+  python tools/make_shards.py /path/to/imagenet/train data/imagenet/train
+  python tools/make_shards.py /path/to/imagenet/val   data/imagenet/val --no-shuffle
+  python tools/verify_shards.py data/imagenet/train
+
+Then:
+
+  deepspeed engine/train.py --recipe {name}
+
+Shards elsewhere:  deepspeed engine/train.py --recipe {name} data.train=DIR
+          or once:  export MASKWRIGHT_DATA=DIR      (DIR/train and DIR/val)
+No data at hand:    make demo                      (photographs that come with two Python packages)"""
+
+
+def start_lines(name: str, recipe: Recipe, plan: Plan, world_size: int, train: Dataset) -> list[str]:
+    """The run in a few lines: sizes, learning rate, precision, data, and every departure from the paper."""
+    optim, run = recipe.optim, recipe.run
+    rule = "given" if optim.lr is not None else f"{optim.blr:g} by the {optim.lr_rule} rule"
+    epochs = plan.total_steps / plan.steps_per_epoch
+    return [
+        f"recipe      {name}: {registry.summary(name)}",
+        f"batch       global {optim.global_batch} = micro {optim.micro_batch} x {world_size} "
+        f"rank{'s' * (world_size > 1)} x accumulation {plan.accumulation}",
+        f"length      {plan.total_steps:,} steps = {epochs:,.2f} epochs of {plan.steps_per_epoch:,} steps"
+        + (f", stopping after step {plan.last_step:,}" if plan.last_step < plan.total_steps else ""),
+        f"rate        peak {optim.peak_lr:.4g} ({rule}), warm-up {plan.warmup_steps:,.0f} steps, "
+        f"cosine to {optim.min_lr:g}, weight decay {optim.weight_decay:g}",
+        f"precision   {recipe.precision}, ZeRO stage {recipe.zero.stage}, seed {run.seed}",
+        f"data        {train.folder}: {len(train):,} samples in {len(train.paths):,} shards, {train.fingerprint[:12]}",
+        *(f"departure   {line}" for line in departures(name, recipe)),
+    ]
+
+
+def departures(name: str, recipe: Recipe) -> list[str]:
+    """What differs from the paper: the recipe's own remarks, and every field changed on the command line."""
+    changed = difference(registry.load(name), recipe)
+    overrides = [
+        f"{path}={show(new)} (recipe: {show(old)})" for path, (old, new) in changed.items() if not is_harmless(path)
+    ]
+    return [*recipe.departures, *overrides]

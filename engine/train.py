@@ -1,0 +1,278 @@
+"""The entry and the loop: `deepspeed engine/train.py --recipe vit_b_mae data.train=DIR run.out=RUN`.
+
+The same under `torchrun`, `srun` and plain `python`. One step is `Trainer.optimizer_step`; what a batch is stands in
+`shards/loader.py`, what is learned from it in `engine/objectives/`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A launcher puts engine/ first on the path; the repository's root belongs there, installed or not.
+sys.path[:] = [str(Path(__file__).resolve().parents[1]), *(p for p in sys.path if Path(p).name != "engine")]
+
+from engine.command_line import Command, guard, parse_command  # noqa: E402
+
+if __name__ == "__main__":
+    COMMAND = parse_command(sys.argv[1:])  # --list, --print and mistakes are answered before torch is imported
+
+# ruff: noqa: E402
+import json
+import time
+
+import torch
+import torch.distributed as dist
+
+from engine import checkpoints, export
+from engine.console import Console
+from engine.evaluation.neighbours import knn_accuracy
+from engine.objectives.build import build_objective
+from engine.params import parameter_groups
+from engine.plan import make_plan
+from engine.runtime import Runtime, import_deepspeed, seed_step, start, stop
+from engine.start_up import is_harmless, start_lines, training_folder, validation_folder
+from engine.zero import deepspeed_config
+from recipes.overrides import leaves, show
+from shards.dataset import Dataset, open_dataset
+from shards.loader import Batch, TrainLoader
+
+
+class Trainer:
+    """One run: everything built from a recipe, then `fit`."""
+
+    def __init__(self, command: Command, runtime: Runtime) -> None:
+        self.command, self.recipe, self.runtime = command, command.recipe, runtime
+        self.train_set = open_dataset(training_folder(self.recipe.data))
+        val_folder = validation_folder(self.recipe.data)
+        self.val_set: Dataset | None = open_dataset(val_folder) if val_folder else None
+        self.plan = make_plan(self.recipe, len(self.train_set), runtime.world_size)
+        self.folder = Path(self.recipe.run.out or f"runs/{command.name}").expanduser()
+        self.checkpoint_folder = self.folder / "checkpoints"
+        self.build_engine()
+        self.first_step = self.resume()
+
+    # --- building ---------------------------------------------------------------------------------------------------
+
+    def build_engine(self) -> None:
+        """The objective with its initial weights, wrapped by DeepSpeed."""
+        torch.manual_seed(self.recipe.run.seed)  # the same initial weights on every rank
+        self.objective = build_objective(self.recipe).to(self.runtime.device)
+        optim = self.recipe.optim
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.objective, optim.weight_decay),
+            lr=optim.peak_lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            fused=True,
+        )
+        self.model_engine, self.optimizer, *_ = import_deepspeed().initialize(
+            model=self.objective,
+            optimizer=optimizer,
+            config=deepspeed_config(self.recipe, self.runtime.world_size),
+            dist_init_required=False,
+        )
+
+    def resume(self) -> int:
+        """Load the newest intact checkpoint if that is asked for; the number of steps already done."""
+        found = checkpoints.shared(
+            [str(path) for path in checkpoints.complete_checkpoints(self.checkpoint_folder)], self.runtime
+        )
+        if self.command.resume is None and found:
+            raise ValueError(
+                f"run.out={self.folder}: holds checkpoints up to {Path(found[0]).name}; add --resume to go on, "
+                "or choose another run.out"
+            )
+        if self.command.resume is None or (self.command.resume == "auto" and not found):
+            return 0
+        folder, manifest = checkpoints.newest_intact(self.checkpoint_folder, self.runtime, self.warn)
+        checkpoints.check_same_run(
+            manifest, self.facts(), harmless=is_harmless, allow_changes=self.command.allow_changes
+        )
+        checkpoints.load(folder, self.model_engine)
+        return manifest["step"]
+
+    def facts(self) -> dict:
+        """What a checkpoint must share with the run that resumes it."""
+        return {
+            "name": self.command.name,
+            "recipe": {path: show(value) for path, value in leaves(self.recipe).items()},
+            "dataset": self.train_set.fingerprint,
+            "world_size": self.runtime.world_size,
+            "versions": {"torch": torch.__version__, "deepspeed": import_deepspeed().__version__},
+        }
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """All steps from the first to the last, with what is due between them."""
+        run, plan = self.recipe.run, self.plan
+        self.open_run_folder()
+        self.loader = self.make_loader()
+        self.measured_at, self.measured_step = time.perf_counter(), self.first_step
+        try:
+            if run.eval_every and self.first_step == 0:
+                self.evaluate(0)
+            for step in range(self.first_step, plan.last_step):
+                done, last = step + 1, step + 1 == plan.last_step
+                log = done % run.log_every == 0 or last
+                metrics = self.optimizer_step(step, measure=log)
+                self.console.advance(done)
+                if log:
+                    self.report(done, metrics)
+                if last or (run.eval_every and done % run.eval_every == 0):
+                    self.evaluate(done)
+                if last or (run.save_every and done % run.save_every == 0):
+                    self.save(done)
+            self.finish()
+        finally:
+            self.loader.close()
+            self.console.close()
+
+    def optimizer_step(self, step: int, *, measure: bool) -> dict[str, torch.Tensor]:
+        """One update from one global batch; its metrics over all ranks where they are measured (else nothing)."""
+        lr = self.plan.lr(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        sums: dict[str, torch.Tensor] = {}
+        for micro_step in range(self.plan.accumulation):
+            seed_step(self.recipe.run.seed, step, micro_step, self.runtime.rank)
+            batch: Batch = self.loader.next_batch()
+            metrics = self.model_engine(batch, step)
+            self.model_engine.backward(metrics["loss"])
+            for name, value in metrics.items() if measure else ():
+                sums[name] = sums.get(name, 0.0) + value.detach().double()
+            if measure and micro_step == self.plan.accumulation - 1:
+                sums["grad_norm"] = self.whole_gradient_norm()
+            self.model_engine.step()
+        self.objective.after_step(step)
+        return self.average(sums) if measure else sums
+
+    def whole_gradient_norm(self) -> torch.Tensor:
+        """Norm of the reduced gradients before clipping, where ZeRO does not compute it (stage 0); else 0."""
+        grads = [p.grad for p in self.objective.parameters() if p.grad is not None]
+        if self.recipe.zero.stage or not grads:
+            return torch.zeros((), dtype=torch.float64, device=self.runtime.device)
+        return torch.nn.utils.get_total_norm(grads).double()
+
+    def average(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Means over micro-steps and ranks."""
+        grad_norm = sums.pop("grad_norm")
+        values = torch.stack(list(sums.values())) / (self.plan.accumulation * self.runtime.world_size)
+        if self.runtime.world_size > 1:
+            dist.all_reduce(values)
+        if self.recipe.zero.stage:
+            grad_norm = self.model_engine.get_global_grad_norm()
+        return {**dict(zip(sums, values, strict=True)), "grad_norm": grad_norm}
+
+    # --- what is due between steps ----------------------------------------------------------------------------------
+
+    def report(self, done: int, metrics: dict[str, torch.Tensor]) -> None:
+        """Read the metrics from the device (the only place that waits for it) and record them."""
+        values = {name: float(value) for name, value in metrics.items()}
+        if values["loss"] != values["loss"] or abs(values["loss"]) == float("inf"):
+            raise FloatingPointError(
+                f"the loss became {values['loss']} between steps {self.measured_step + 1} and {done}; "
+                "the newest checkpoint is from before; lower optim.lr or set optim.clip_grad"
+            )
+        now, steps = time.perf_counter(), done - self.measured_step
+        seconds = now - self.measured_at
+        grad_norm = values.pop("grad_norm")
+        record = {
+            "step": done,
+            "loss": values.pop("loss"),
+            **values,
+            "lr": self.plan.lr(done - 1),
+            "grad_norm": grad_norm,
+            "images_per_second": round(self.recipe.optim.global_batch * steps / seconds, 1),
+            "data_wait": round(min(1.0, self.loader.data_wait / seconds), 4),
+        }
+        record["loss_hex"] = record["loss"].hex()
+        self.console.log(record, seconds_left=seconds / steps * (self.plan.last_step - done))
+        self.restart_clock(done)
+
+    def restart_clock(self, done: int) -> None:
+        """What lies between measurements (evaluation, saving) does not count as training time."""
+        self.measured_at, self.measured_step, self.loader.data_wait = time.perf_counter(), done, 0.0
+
+    def evaluate(self, done: int) -> None:
+        """k-NN accuracy of the encoder as it would be exported. Collective."""
+        if self.val_set is None:
+            return
+        state = export.full_state(self.objective.encoder)
+        encoder = export.plain_encoder(self.recipe, state, self.runtime.device)
+        accuracy = knn_accuracy(encoder, self.train_set, self.val_set, self.recipe, self.runtime)
+        self.console.log_evaluation({"step": done, "knn": accuracy})
+        self.restart_clock(done)
+
+    def save(self, done: int) -> None:
+        """A complete checkpoint with the exported encoder inside, then the old ones go. Collective."""
+        state = export.full_state(self.objective)
+        folder = checkpoints.save(
+            self.checkpoint_folder,
+            self.model_engine,
+            self.runtime,
+            step=done,
+            facts=self.facts(),
+            write_more=lambda folder: export.write_weights(folder, self.recipe, state),
+        )
+        checkpoints.prune(self.checkpoint_folder, self.recipe.run.keep, self.runtime)
+        self.console.say(f"step {done}  saved {folder}")
+        self.restart_clock(done)
+
+    # --- beginning and end ------------------------------------------------------------------------------------------
+
+    def open_run_folder(self) -> None:
+        """Make the run folder, write down the recipe, say what will run."""
+        self.console = Console(self.folder, enabled=False, total_steps=self.plan.last_step, start_step=self.first_step)
+        if not self.runtime.is_main:
+            return
+        self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "recipe.json").write_text(json.dumps(self.facts(), indent=1) + "\n")
+        self.console = Console(self.folder, enabled=True, total_steps=self.plan.last_step, start_step=self.first_step)
+        lines = start_lines(self.command.name, self.recipe, self.plan, self.runtime.world_size, self.train_set)
+        for line in lines:
+            self.console.say(line)
+        if self.first_step:
+            self.console.say(f"resume      from step {self.first_step}")
+
+    def make_loader(self) -> TrainLoader:
+        recipe, runtime = self.recipe, self.runtime
+        return TrainLoader(
+            self.train_set,
+            view=self.objective.view,
+            data=recipe.data,
+            seed=recipe.run.seed,
+            global_batch=recipe.optim.global_batch,
+            micro_batch=recipe.optim.micro_batch,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            num_noise=self.objective.num_noise,
+            device=runtime.device,
+            start_step=self.first_step,
+            total_steps=self.plan.last_step,
+            local_world_size=runtime.local_world_size,
+        )
+
+    def finish(self) -> None:
+        """Name what the run leaves behind."""
+        newest = checkpoints.complete_checkpoints(self.checkpoint_folder)[0]
+        self.console.say(f"done        {self.folder}: metrics.jsonl, {newest.relative_to(self.folder)}")
+        self.console.say(f'features    timm.create_model("local-dir:{newest / "encoder"}")')
+
+    def warn(self, message: str) -> None:
+        if self.runtime.is_main:
+            print(f"warning: {message}", file=sys.stderr)
+
+
+def run(command: Command) -> None:
+    """Join the world, train, leave it."""
+    runtime = start()
+    try:
+        Trainer(command, runtime).fit()
+    finally:
+        stop()
+
+
+if __name__ == "__main__":
+    guard(lambda: run(COMMAND), COMMAND.debug)

@@ -1,0 +1,159 @@
+"""MAE against the numbers of the released program, and the properties that a mask must have."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from golden_files import read, state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.foreign import load_mae
+from engine.masks import random_mask
+from engine.models.patches import patchify, unpatchify
+from engine.models.positions import sincos_positions
+from engine.objectives.mae import MaskedAutoencoder
+from engine.schedules import warmup_cosine
+from recipes.schema import Mae, Model
+
+TINY = Model(embed_dim=32, depth=2, num_heads=2, patch_size=8)
+TINY_MAE = Mae(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
+
+
+@pytest.fixture(scope="module")
+def core():
+    return read("mae_core.npz")
+
+
+@pytest.fixture(scope="module")
+def released(core) -> MaskedAutoencoder:
+    """Our module with the released program's weights, in float64."""
+    objective = MaskedAutoencoder(TINY_MAE, TINY, 32).double()
+    load_mae(objective, state(core, "s/"))
+    return objective
+
+
+def tensor(array) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(array)).double()
+
+
+def test_mask_is_the_released_one(core):
+    mask = random_mask(tensor(core["noise"]), float(core["mask_ratio"]))
+    assert (mask.ids_restore.numpy() == core["ids_restore"]).all()
+    assert (mask.mask.numpy() == core["mask"].astype(bool)).all()
+    assert (mask.ids_keep.numpy() == core["ids_shuffle"][:, :4]).all()
+
+
+def test_forward_and_gradients_are_the_released_ones(core, released):
+    images, noise = tensor(core["imgs"]), tensor(core["noise"])
+    latent = released.encoder(images, random_mask(noise, 0.75).ids_keep)
+    torch.testing.assert_close(latent, tensor(core["latent"]), rtol=0, atol=1e-10)
+    pred, _ = released.reconstruct(images, noise)
+    torch.testing.assert_close(pred, tensor(core["pred"]), rtol=0, atol=1e-10)
+    loss = released(SimpleNamespace(views=(images,), noise=noise), 0)["loss"]
+    assert abs(loss.item() - float(core["mae_loss"])) < 1e-12
+    loss.backward()
+    theirs = MaskedAutoencoder(TINY_MAE, TINY, 32).double()
+    gradients = state(core, "g/")
+    load_mae(theirs, state(core, "s/") | gradients)  # the importer's names serve for gradients too
+    expected = dict(theirs.named_parameters())
+    compared = 0
+    for name, parameter in released.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[name].data, rtol=1e-6, atol=1e-9, msg=name)
+            compared += 1
+    assert compared == len(gradients)
+
+
+def test_patches_are_the_released_ones(core):
+    images = tensor(core["imgs"])
+    assert (patchify(images, 8).numpy() == core["patchified"]).all()
+    assert (unpatchify(patchify(images, 8), 8) == images).all()
+    assert (unpatchify(tensor(core["pred"]), 8).numpy() == core["unpatchified_pred"]).all()
+
+
+def test_positions_are_the_released_ones():
+    misc = read("mae_misc.npz")
+    np.testing.assert_allclose(sincos_positions(32, 4)[0], misc["sincos_32_4"], atol=1e-7)
+    for width in (384, 512, 768, 1024):
+        rows = sincos_positions(width, 14)[0][misc["sincos_rows"]]
+        np.testing.assert_allclose(rows, misc[f"sincos_{width}_14_rows"], atol=1e-7)
+
+
+def test_learning_rates_are_the_released_ones():
+    for peak, minimum, warmup, total, epoch, expected, _ in read("mae_misc.npz")["lr_rows"]:
+        value = warmup_cosine(epoch, peak=peak, minimum=minimum, warmup=warmup, total=total)
+        assert value == pytest.approx(expected, rel=1e-6, abs=1e-16)
+
+
+def test_encoder_with_all_patches_is_the_plain_transformer(released, core):
+    """Seeing every patch in order is the same as timm's own forward."""
+    images = tensor(core["imgs"])
+    everything = torch.arange(16).expand(len(images), -1)
+    torch.testing.assert_close(released.encoder(images, everything), released.encoder(images), rtol=0, atol=1e-12)
+
+
+def test_loss_without_pixel_normalisation():
+    torch.manual_seed(0)
+    objective = MaskedAutoencoder(Mae(norm_pix_loss=False, **decoder_of(TINY_MAE)), TINY, 32)
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    pred, masking = objective.reconstruct(images, noise)
+    error = ((pred - patchify(images, 8)) ** 2).mean(-1)
+    expected = error[masking.mask].mean()
+    torch.testing.assert_close(objective.reconstruction_loss(images, pred, masking.mask), expected)
+
+
+def decoder_of(settings: Mae) -> dict:
+    return {name: getattr(settings, name) for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")}
+
+
+def test_only_visible_pixels_reach_the_encoder(released, core):
+    """Changing a masked pixel changes the target, not the features."""
+    images, noise = tensor(core["imgs"]), tensor(core["noise"])
+    masking = random_mask(noise, 0.75)
+    hidden = masking.mask[0].nonzero()[0].item()
+    changed = images.clone()
+    row, column = divmod(hidden, 4)
+    changed[0, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] += 1
+    assert (released.encoder(changed, masking.ids_keep) == released.encoder(images, masking.ids_keep)).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.floats(0.01, 0.99), st.integers(0, 2**31))
+def test_a_mask_is_a_partition(num_patches, mask_ratio, seed):
+    noise = torch.rand(3, num_patches, generator=torch.Generator().manual_seed(seed))
+    mask = random_mask(noise, mask_ratio)
+    num_keep = int(num_patches * (1 - mask_ratio))
+    assert ((~mask.mask).sum(1) == num_keep).all()
+    for row in range(3):
+        assert set(mask.ids_keep[row].tolist()) == set((~mask.mask[row]).nonzero().flatten().tolist())
+        assert sorted(mask.ids_restore[row].tolist()) == list(range(num_patches))
+
+
+def test_initial_weights():
+    """Fixed positions, standard deviations as in the released programs, and no gradient for the tables."""
+    torch.manual_seed(0)
+    objective = MaskedAutoencoder(Mae(decoder_depth=1), Model(embed_dim=384, depth=1, num_heads=6), 224)
+    assert not objective.encoder.pos_embed.requires_grad and not objective.decoder.pos_embed.requires_grad
+    torch.testing.assert_close(objective.encoder.pos_embed.data, sincos_positions(384, 14))
+    assert objective.encoder.cls_token.std().item() == pytest.approx(0.02, rel=0.15)
+    qkv = objective.encoder.blocks[0].attn.qkv
+    bound = (6 / (384 + 3 * 384)) ** 0.5
+    assert qkv.weight.abs().max().item() == pytest.approx(bound, rel=0.01) and (qkv.bias == 0).all()
+    patch = objective.encoder.patch_embed.proj
+    assert patch.weight.abs().max().item() == pytest.approx((6 / (384 + 768)) ** 0.5, rel=0.01)
+    assert 0 < patch.bias.abs().max().item() <= 768**-0.5
+
+
+@pytest.mark.parametrize(("name", "count"), [("VIT_S", 21_665_664), ("VIT_B", 85_798_656), ("VIT_L", 303_301_632)])
+def test_number_of_parameters(name, count):
+    """Encoder and decoder sizes of the specification (LUT, section 1.2, counted on the released code)."""
+    from engine.models.encoders import MaskedVisionTransformer
+    from recipes import sizes
+
+    model = getattr(sizes, name)
+    total = sum(p.numel() for p in MaskedVisionTransformer(model, 224).parameters())
+    assert total == count
