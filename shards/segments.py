@@ -1,0 +1,139 @@
+"""A stretch of the order as DALI's webdataset reader wants it: a list of (tar, index file) pairs.
+
+The reader serves samples in the order of its indexes and takes the same tar any number of times, so the list *is* the
+order: one pair for each run of samples that lie in the same tar, one line `i OFFSET SIZE` for each sample. Each pair
+costs DALI two memory mappings, and the kernel limits those per process (`vm.max_map_count`), so an order is served
+in segments. DALI trusts an index (a size beyond the file kills the process), so every entry is checked here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.dataset import Dataset
+from shards.layout import TAR_BLOCK, DataError
+from shards.screening import Rejected, image_kind
+
+# Shares of the kernel's limit. Two pipelines are alive at a time, in training and again in evaluation: the one being
+# served and the next one being built. 2 x 3/7 + 2 x 1/15 < 1.
+TRAINING_SHARE = 3 / 7
+EVALUATION_SHARE = 1 / 15
+MOST_PAIRS = 14_000  # building stays under a second
+MOST_SAMPLES = 100_000  # lines are cheap, but a tar of its own would make one pair of the whole run
+
+SCRATCH = Path("/dev/shm")  # memory: on a disk the thousands of small files of one segment took 0.3 to 4 s
+_SCRATCH_SPARE = 2**30  # bytes that must be free there, of which a segment takes 60 MB for a moment
+
+_HEAD = 32  # bytes at an image's beginning that tell its format
+_READERS = 8  # threads, for storage that answers slowly
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """What one rank processes in one forward pass."""
+
+    epoch: int
+    ids: np.ndarray  # int64 [B], sample ids
+    positions: np.ndarray  # int64 [B], places in the global batch
+
+
+Segment = tuple[MicroBatch, ...]
+
+
+def pair_budget(share: float) -> int:
+    """Pairs that one segment may hold when its pipeline has `share` of the process's memory mappings."""
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    return max(1, min(MOST_PAIRS, int(limit // 2 * share)))
+
+
+def scratch_folder() -> str | None:
+    """Where index files are written: in memory where there is room (containers may have 64 MB), else in $TMPDIR."""
+    roomy = SCRATCH.is_dir() and shutil.disk_usage(SCRATCH).free > _SCRATCH_SPARE
+    return str(SCRATCH) if roomy else None
+
+
+def run_starts(tar: np.ndarray) -> np.ndarray:
+    """Where a run of equal values begins: int64 [P], the first is 0."""
+    return np.flatnonzero(np.diff(tar, prepend=-1))
+
+
+def cut_segments(batches: Iterator[MicroBatch], tar: np.ndarray, most_pairs: int) -> Iterator[Segment]:
+    """Consecutive micro-batches in segments of at most `most_pairs` pairs, and of at least one micro-batch."""
+    segment: list[MicroBatch] = []
+    pairs = samples = 0
+    last_tar = -1
+    for batch in batches:
+        tars = tar[batch.ids]
+        added = len(run_starts(tars)) - int(tars[0] == last_tar)
+        if segment and (pairs + added > most_pairs or samples + len(tars) > MOST_SAMPLES):
+            yield tuple(segment)
+            segment, pairs, samples = [], 0, 0
+            added = len(run_starts(tars))
+        segment.append(batch)
+        pairs, samples, last_tar = pairs + added, samples + len(tars), int(tars[-1])
+    if segment:
+        yield tuple(segment)
+
+
+def check_samples(dataset: Dataset, ids: np.ndarray) -> None:
+    """DataError naming a sample that does not lie inside its tar, or where no JPEG, PNG or WebP begins.
+
+    The beginnings are read because DALI's CPU decoder crashes on bytes that are no image (in 18 of 30 processes), as
+    a shard exchanged after it was indexed would hold them. A read is 2 microseconds when cached; it waits in several
+    threads, and it is the page that DALI reads next.
+    """
+    tars = np.unique(dataset.tar[ids])
+    with ThreadPoolExecutor(_READERS) as pool:
+        for _ in pool.map(lambda tar: _check_in_tar(dataset, int(tar), ids[dataset.tar[ids] == tar]), tars):
+            pass
+
+
+def _check_in_tar(dataset: Dataset, tar: int, ids: np.ndarray) -> None:
+    try:
+        file = open(dataset.paths[tar], "rb")
+    except OSError as error:
+        raise DataError(f"{dataset.paths[tar]}: {error.strerror}; restore the shard or index again") from error
+    with file:
+        held = os.fstat(file.fileno()).st_size
+        offset, size = dataset.offset[ids], dataset.size[ids]
+        outside = (offset < 0) | (size <= 0) | (offset > held - size) | (offset % TAR_BLOCK != 0)
+        if outside.any():
+            bad = ids[outside.argmax()]
+            raise DataError(
+                f"{dataset.name(bad)}: the index says {dataset.size[bad]} bytes at offset {dataset.offset[bad]}, but "
+                f"the tar holds {held} bytes and members begin at multiples of {TAR_BLOCK}; index the shards again"
+            )
+        for sample_id, start, length in zip(ids, offset.tolist(), size.tolist(), strict=True):
+            try:
+                image_kind(os.pread(file.fileno(), min(length, _HEAD), start))
+            except Rejected as rejected:
+                raise DataError(
+                    f"{dataset.name(sample_id)}: no image begins at offset {start}: {rejected}; index the shards again"
+                ) from rejected
+
+
+def write_segment(dataset: Dataset, ids: np.ndarray, folder: Path) -> tuple[list[str], list[str]]:
+    """Write the index files of a segment into `folder`; return (tars, index files), one entry per pair.
+
+    Raises DataError as `check_samples` does.
+    """
+    check_samples(dataset, ids)
+    starts = run_starts(dataset.tar[ids])
+    ends = np.append(starts[1:], len(ids))
+    lines = [
+        f"i {offset} {size}\n"
+        for offset, size in zip(dataset.offset[ids].tolist(), dataset.size[ids].tolist(), strict=True)
+    ]
+    indexes = []
+    for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        indexes.append(f"{folder}/{number}")
+        with open(indexes[-1], "w") as index:
+            index.write(f"v1.1 {end - start}\n" + "".join(lines[start:end]))
+    return [str(dataset.paths[tar]) for tar in dataset.tar[ids[starts]]], indexes
