@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 
 # Fields that change neither the weights nor the schedule of a run: where things are, how fast, how often one looks.
 HARMLESS = {
-    "data.train", "data.val", "data.threads", "data.prefetch", "data.hw_decoder_load", "run.out", "run.stop_after",
+    "data.train", "data.val", "data.eval_crop", "data.threads", "data.prefetch", "data.hw_decoder_load", "run.out", "run.stop_after",
     "run.log_every", "run.save_every", "run.eval_every", "run.keep",
 }  # fmt: skip
 

@@ -17,9 +17,9 @@ def vit_ti_mae_demo() -> Recipe:
     return Recipe(
         model=VIT_TI_DEMO,
         objective=Mae(decoder_embed_dim=64, decoder_depth=1, decoder_num_heads=4),
-        optim=Optim(global_batch=64, micro_batch=64, lr=1.5e-3, warmup_epochs=8, clip_grad=3.0),
-        data=Data(image_size=32, scale=(0.3, 1.0), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        optim=Optim(global_batch=64, micro_batch=32, lr=1.5e-3, warmup_epochs=8, clip_grad=3.0),
+        data=Data(image_size=32, scale=(0.3, 1.0), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), eval_crop=1.0),
         precision="fp32",
         evaluation=Evaluation(knn_train_samples=3600, knn_val_samples=900),
-        run=Run(epochs=100, steps=1400, log_every=20, save_every=700, eval_every=0),
+        run=Run(epochs=100, steps=1400, log_every=50, save_every=700, eval_every=350),
     )

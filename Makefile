@@ -1,0 +1,27 @@
+# make demo: see it work.  make test: the test suite.  Both install what they need into .venv, once.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: setup demo test test-all lint clean
+
+setup:
+	@$(PYTHON) tools/install.py $(VENV)
+
+demo: setup
+	@$(RUN) tools/demo.py
+
+test: setup
+	@$(RUN) -m ruff check .
+	@$(RUN) -m pytest -m "not long"
+
+test-all: setup
+	@$(RUN) -m ruff check .
+	@$(RUN) -m pytest
+
+lint: setup
+	@$(RUN) -m ruff format .
+	@$(RUN) -m ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis runs/demo

@@ -1,0 +1,95 @@
+"""Runs of the real program in processes of their own, started by the launchers that users use."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "engine" / "train.py"
+BIN = Path(sys.executable).parent
+TIMEOUT = 600  # seconds; generous, because machines are busy
+
+# A model of 60 thousand parameters: every part of the real one, in milliseconds.
+TINY = (
+    "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "objective.decoder_embed_dim=32",
+    "objective.decoder_num_heads=2", "optim.global_batch=16", "optim.micro_batch=4", "run.log_every=1", "data.threads=1",
+)  # fmt: skip
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def launch(script: Path | str, *arguments: str, launcher: str = "python", ranks: int = 1) -> list[str]:
+    """The command line that starts `script` on `ranks` ranks."""
+    start = {
+        "python": [sys.executable],
+        "torchrun": [str(BIN / "torchrun"), "--nproc-per-node", str(ranks), "--master-port", free_port()],
+        "deepspeed": [str(BIN / "deepspeed"), "-q", "--num_gpus", str(ranks), "--master_port", free_port()],
+    }[launcher]
+    return [*start, str(script), *arguments]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """One thread per rank, so that numbers do not depend on the machine; compiled extensions would land in `folder`."""
+    extensions = folder / "torch_extensions"
+    extensions.mkdir(parents=True, exist_ok=True)
+    path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
+    return os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(extensions), "PATH": path, "CI": "true"}
+
+
+@dataclass
+class Finished:
+    """What a run printed and left behind."""
+
+    returncode: int
+    output: str
+    folder: Path
+
+    @property
+    def metrics(self) -> list[dict]:
+        return read_lines(self.folder / "metrics.jsonl")
+
+    @property
+    def evaluations(self) -> list[dict]:
+        return read_lines(self.folder / "evaluations.jsonl")
+
+    @property
+    def losses(self) -> dict[int, str]:
+        """Loss by step, as hexadecimal floats: equal text means equal bits."""
+        return {line["step"]: line["loss_hex"] for line in self.metrics}
+
+    def newest_checkpoint(self) -> Path:
+        return sorted((self.folder / "checkpoints").glob("step_*"))[-1]
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def train(
+    folder: Path,
+    *arguments: str,
+    recipe: str = "vit_ti_mae_demo",
+    launcher: str = "python",
+    ranks: int = 1,
+    succeeds: bool = True,
+) -> Finished:
+    """Train a tiny model into `folder` from `/`, as a user would; its output is shown where it does not succeed."""
+    command = launch(
+        TRAIN, "--recipe", recipe, *TINY, f"run.out={folder}", *arguments, launcher=launcher, ranks=ranks
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT, cwd="/", env=environment(folder.parent)
+    )
+    if succeeds:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return Finished(done.returncode, done.stdout + done.stderr, folder)
