@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.schedules import warmup_cosine
-from engine.zero import accumulation
 from recipes.schema import Optim, Recipe
-from shards.order import steps_per_epoch
+from shards.order import num_micro_steps, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,6 @@ def make_plan(recipe: Recipe, num_samples: int, world_size: int) -> Plan:
         total_steps=total,
         last_step=min(total, recipe.run.stop_after or total),
         warmup_steps=total * recipe.optim.warmup_epochs / recipe.run.epochs,
-        accumulation=accumulation(recipe, world_size),
+        accumulation=num_micro_steps(recipe.optim.global_batch, recipe.optim.micro_batch, world_size),
         optim=recipe.optim,
     )

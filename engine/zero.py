@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from recipes.schema import Recipe, largest_divisor
+from recipes.schema import Recipe
+from shards.order import num_micro_steps
 
 NEVER = 10**9  # steps; DeepSpeed's own prints are replaced by our console
-
-
-def accumulation(recipe: Recipe, world_size: int) -> int:
-    """Micro-steps per optimizer step; ValueError with a divisor that fits where they do not come out even."""
-    global_batch, micro_batch = recipe.optim.global_batch, recipe.optim.micro_batch
-    if global_batch % world_size:
-        raise ValueError(
-            f"optim.global_batch={global_batch}: cannot be shared equally by {world_size} ranks; "
-            f"choose a multiple of {world_size}"
-        )
-    if global_batch % (micro_batch * world_size):
-        fitting = largest_divisor(global_batch // world_size, micro_batch)
-        raise ValueError(
-            f"optim.micro_batch={micro_batch}: {micro_batch} x {world_size} ranks does not divide "
-            f"optim.global_batch={global_batch}; set optim.micro_batch={fitting}"
-        )
-    return global_batch // (micro_batch * world_size)
 
 
 def deepspeed_config(recipe: Recipe, world_size: int) -> dict:
@@ -29,11 +13,12 @@ def deepspeed_config(recipe: Recipe, world_size: int) -> dict:
     zero = {"stage": recipe.zero.stage}
     if recipe.zero.stage == 3:
         zero["stage3_param_persistence_threshold"] = recipe.zero.param_persistence_threshold
+    optim = recipe.optim
     return {
-        "train_batch_size": recipe.optim.global_batch,
-        "train_micro_batch_size_per_gpu": recipe.optim.micro_batch,
-        "gradient_accumulation_steps": accumulation(recipe, world_size),
-        "gradient_clipping": recipe.optim.clip_grad,
+        "train_batch_size": optim.global_batch,
+        "train_micro_batch_size_per_gpu": optim.micro_batch,
+        "gradient_accumulation_steps": num_micro_steps(optim.global_batch, optim.micro_batch, world_size),
+        "gradient_clipping": optim.clip_grad,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's fused AdamW: exact at every stage (specs: engine, 2)
         "steps_per_print": NEVER,

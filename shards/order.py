@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from recipes.schema import largest_divisor
 from shards.philox import Stream, keys64
 
 
@@ -47,14 +48,19 @@ def steps_per_epoch(num_samples: int, global_batch: int) -> int:
 
 
 def num_micro_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro-steps of one optimizer step; ValueError unless micro_batch x world_size divides global_batch."""
-    at_once = micro_batch * world_size
-    if global_batch % at_once:
+    """Micro-steps of one optimizer step; ValueError naming a size that fits unless they come out even."""
+    if global_batch % world_size:
         raise ValueError(
-            f"optim.micro_batch={micro_batch}: with {world_size} ranks {at_once} samples are processed at once, which "
-            f"does not divide optim.global_batch={global_batch}; choose a micro-batch so that it does"
+            f"optim.global_batch={global_batch}: cannot be shared equally by {world_size} ranks; "
+            f"choose a multiple of {world_size}"
         )
-    return global_batch // at_once
+    if global_batch % (micro_batch * world_size):
+        raise ValueError(
+            f"optim.micro_batch={micro_batch}: {micro_batch} x {world_size} ranks does not divide "
+            f"optim.global_batch={global_batch}; "
+            f"set optim.micro_batch={largest_divisor(global_batch // world_size, micro_batch)}"
+        )
+    return global_batch // (micro_batch * world_size)
 
 
 def micro_positions(micro_step: int, micro_batch: int, rank: int, world_size: int) -> np.ndarray:
