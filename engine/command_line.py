@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine import shell
 from recipes import registry
 from recipes.overrides import apply_overrides, leaves, show
 from recipes.schema import Recipe
@@ -18,7 +17,6 @@ EXAMPLES = """examples:
   deepspeed engine/train.py --recipe vit_b_mae run.out=runs/mae_b --resume
   torchrun --nproc-per-node 8 engine/train.py --recipe vit_b_mae optim.micro_batch=256
   python engine/train.py --list"""
-USAGE_ERROR, INTERRUPTED = 2, 130  # exit codes
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,13 @@ def parse_command(arguments: list[str]) -> Command:
     if args.list:
         print_list()
         sys.exit(0)
-    return guard(lambda: check_command(args), args.debug)
+    try:
+        return check_command(args)
+    except ValueError as error:
+        if args.debug:
+            raise
+        shell.say_error(str(error))
+        sys.exit(shell.IMPOSSIBLE)
 
 
 def unglue_resume(arguments: list[str]) -> list[str]:
@@ -85,28 +89,6 @@ def check_command(args: argparse.Namespace) -> Command:
 
     require_data(args.recipe, recipe)
     return Command(args.recipe, recipe, args.resume, args.allow_changes, args.debug)
-
-
-def guard(action: Callable, debug: bool = False):
-    """Run `action`; an expected error (ValueError) becomes one red message and exit code 2, Ctrl-C exit code 130."""
-    try:
-        return action()
-    except KeyboardInterrupt:
-        complain("interrupted; add --resume to go on from the newest checkpoint")
-        sys.exit(INTERRUPTED)
-    except ValueError as error:
-        if debug:
-            raise
-        complain(str(error))
-        sys.exit(USAGE_ERROR)
-
-
-def complain(message: str) -> None:
-    """An error that all ranks meet alike, told by the first of them."""
-    if os.environ.get("RANK", "0") == "0":
-        from rich.console import Console
-
-        Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
 
 
 def print_list() -> None:

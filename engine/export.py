@@ -1,7 +1,7 @@
 """Weights outside DeepSpeed: the encoder as a folder that timm loads, and the whole objective back from a checkpoint.
 
-`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same features. The decoder and the mask token are left out (timm would
-take a dict holding `mask_token` for DINOv2).
+`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same features. The decoder and the mask token are
+left out (timm would take a dict holding `mask_token` for DINOv2).
 """
 
 from __future__ import annotations

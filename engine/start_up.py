@@ -15,12 +15,12 @@ MANIFEST = "manifest.json"
 
 # Fields that change neither the weights nor the schedule of a run: where things are, how fast, how often one looks.
 HARMLESS = {
-    "data.train", "data.val", "data.eval_crop", "data.threads", "data.prefetch", "data.hw_decoder_load", "run.out", "run.stop_after",
-    "run.log_every", "run.save_every", "run.eval_every", "run.keep",
+    "data.train", "data.val", "data.eval_crop", "data.threads", "data.prefetch", "data.hw_decoder_load",
+    "run.out", "run.stop_after", "run.log_every", "run.save_every", "run.eval_every", "run.keep",
 }  # fmt: skip
 
 
-class MissingData(ValueError):
+class MissingInput(ValueError):
     """No shards where the recipe looks for them; the message is the whole help page."""
 
 
@@ -46,12 +46,12 @@ def validation_folder(data: Data) -> Path | None:
 
 
 def require_data(name: str, recipe: Recipe) -> None:
-    """MissingData with the commands that help where a folder has no manifest."""
+    """MissingInput with the commands that help where a folder has no manifest."""
     train, val = training_folder(recipe.data), validation_folder(recipe.data)
     for field, folder in (("data.train", train), ("data.val", val)):
         if folder is not None and not (folder / MANIFEST).exists():
             state = "holds no shards of ours (no manifest.json)" if folder.is_dir() else "does not exist"
-            raise MissingData(missing_page(name, field, folder, state))
+            raise MissingInput(missing_page(name, field, folder, state))
 
 
 def missing_page(name: str, field: str, folder: Path, state: str) -> str:

@@ -13,12 +13,11 @@ from pathlib import Path
 # A launcher puts engine/ first on the path; the repository's root belongs there, installed or not.
 sys.path[:] = [str(Path(__file__).resolve().parents[1]), *(p for p in sys.path if Path(p).name != "engine")]
 
-from engine.command_line import Command, guard, parse_command  # noqa: E402
+from engine.command_line import Command, parse_command
 
 if __name__ == "__main__":
     COMMAND = parse_command(sys.argv[1:])  # --list, --print and mistakes are answered before torch is imported
 
-# ruff: noqa: E402
 # torch's idle threads spin for long by default; beside DALI's threads on a busy CPU that made steps up to 30 times
 # slower. A short spin costs nothing measurable on an idle one. Read when torch is loaded, hence here.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -29,7 +28,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from engine import checkpoints, export
+from engine import checkpoints, export, shell
 from engine.console import Console
 from engine.evaluation.neighbours import knn_accuracy
 from engine.objectives.build import build_objective
@@ -48,9 +47,9 @@ class Trainer:
 
     def __init__(self, command: Command, runtime: Runtime) -> None:
         self.command, self.recipe, self.runtime = command, command.recipe, runtime
-        self.train_set = open_dataset(training_folder(self.recipe.data))
+        self.train_set = open_dataset(training_folder(self.recipe.data), setting="data.train")
         val_folder = validation_folder(self.recipe.data)
-        self.val_set: Dataset | None = open_dataset(val_folder) if val_folder else None
+        self.val_set: Dataset | None = open_dataset(val_folder, setting="data.val") if val_folder else None
         self.plan = make_plan(self.recipe, len(self.train_set), runtime.world_size)
         self.folder = Path(self.recipe.run.out or f"runs/{command.name}").expanduser()
         self.checkpoint_folder = self.folder / "checkpoints"
@@ -270,14 +269,21 @@ class Trainer:
             print(f"warning: {message}", file=sys.stderr)
 
 
-def run(command: Command) -> None:
+def run(command: Command) -> int:
     """Join the world, train, leave it."""
     runtime = start()
     try:
-        Trainer(command, runtime).fit()
+        trainer = Trainer(command, runtime)
+        try:
+            trainer.fit()
+        except ValueError as error:  # a shard or an image that cannot be read: this rank's alone
+            raise shell.OnThisRank(f"rank {runtime.rank}: {error}") from error
     finally:
         stop()
+    return 0
 
 
 if __name__ == "__main__":
-    guard(lambda: run(COMMAND), COMMAND.debug)
+    INTERRUPTED = "interrupted; add --resume to go on from the newest checkpoint"
+    EXPECTED = (ValueError, shell.OnThisRank)
+    sys.exit(shell.run(lambda: run(COMMAND), debug=COMMAND.debug, interrupted=INTERRUPTED, expected=EXPECTED))

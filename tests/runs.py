@@ -17,8 +17,9 @@ TIMEOUT = 600  # seconds; generous, because machines are busy
 
 # A model of 60 thousand parameters: every part of the real one, in milliseconds.
 TINY = (
-    "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "objective.decoder_embed_dim=32",
-    "objective.decoder_num_heads=2", "optim.global_batch=16", "optim.micro_batch=4", "run.log_every=1", "data.threads=1",
+    "model.embed_dim=32", "model.depth=2", "model.num_heads=2",
+    "objective.decoder_embed_dim=32", "objective.decoder_num_heads=2",
+    "optim.global_batch=16", "optim.micro_batch=4", "run.log_every=1", "data.threads=1",
 )  # fmt: skip
 
 

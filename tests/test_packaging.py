@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ["engine/train.py", *(f"tools/{p.name}" for p in (ROOT / "tools").glob("*.py") if "__main__" in p.read_text())]
+SCRIPTS = [
+    "engine/train.py",
+    *(f"tools/{p.name}" for p in (ROOT / "tools").glob("*.py") if "__main__" in p.read_text()),
+]
 
 
 def run(*command: str, cwd: str = "/") -> subprocess.CompletedProcess:
@@ -38,13 +41,26 @@ def test_the_project_is_not_needed_in_the_environment(tmp_path):
 
     for name in ("recipes", "shards", "engine", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "recipes" / "mae.py").write_text((ROOT / "recipes/mae.py").read_text().replace("vit_s_mae", "vit_x_mae"))
+    (tmp_path / "recipes" / "mae.py").write_text(
+        (ROOT / "recipes/mae.py").read_text().replace("vit_s_mae", "vit_x_mae")
+    )
     done = run(sys.executable, str(tmp_path / "engine/train.py"), "--list")
     assert "vit_x_mae" in done.stdout and "vit_s_mae" not in done.stdout
 
 
 def test_the_wheel_is_whole(tmp_path):
-    command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), ".")
+    command = (
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(tmp_path),
+        ".",
+    )
     done = run(*command, cwd=str(ROOT))
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("maskwright-*.whl")

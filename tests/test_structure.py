@@ -16,10 +16,10 @@ MAY_IMPORT = {
     "engine": {"engine", "shards", "recipes"},
     "tools": {"tools", "engine", "shards", "recipes"},
 }
-# Inside engine: pure mathematics, then networks, then objectives, then what uses them; the systems side knows no method.
+# Inside engine: pure mathematics, networks, objectives, then what uses them; the systems side knows no method.
 MATHEMATICS = {"engine.masks", "engine.schedules"}
 METHODS = ("engine.objectives", "engine.models", "engine.masks")
-SYSTEMS = {"engine.runtime", "engine.zero", "engine.checkpoints", "engine.console", "engine.params"}
+SYSTEMS = {"engine.runtime", "engine.zero", "engine.checkpoints", "engine.console", "engine.params", "engine.shell"}
 DEPENDENCIES = {"torch", "timm", "numpy", "rich", "deepspeed", "nvidia", "webdataset", "PIL", "safetensors", "pytest"}
 BANNED = {"utils", "misc", "common", "helpers"}
 

@@ -1,0 +1,254 @@
+"""One shard: read its images, screen them, write tar, DALI index and our index, each complete or not at all.
+
+`make_shard` is a pure function of its part of the plan and of the source files: no time, no owner, no randomness gets
+into the bytes. Files are written under a hidden name, flushed to the disk and renamed; the index comes last and
+carries the hash of the part, so `finished_shard` can tell a finished shard from every other state. It can be handed
+to any `concurrent.futures.Executor`; everything that it takes and gives can be pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedRandom
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shards.dali_index import Member, format_dali_index
+from shards.index import ShardIndex, format_index, parse_index, sample_checksums
+from shards.layout import TAR_BLOCK, DataError, Rejection, ShardRecord, padded, sha256_hex, shard_name
+from shards.planning import Item, ShardPlan
+from shards.screening import Rejected, Screened, gate_batches, refused_by_training_decoder, screen
+
+if TYPE_CHECKING:
+    from webdataset.writer import TarWriter
+
+_SCREENED_AHEAD = 64  # images held in memory between Pillow's check and DALI's
+HIDDEN_SUFFIX = ".tmp"  # of files that are being written
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of one part of the plan. `record` is None when every image was rejected: no shard is written."""
+
+    number: int
+    record: ShardRecord | None
+    rejected: tuple[Rejection, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sample as it was written."""
+
+    item: Item
+    image: Screened
+    start: int  # first byte in the tar
+    members: tuple[Member, ...]
+
+
+def make_shard(root: Path, out: Path, part: ShardPlan, tick: Callable[[bool], None] | None = None) -> ShardResult:
+    """Write the three files of one shard into `out`; `tick(kept)` is called after every image.
+
+    Raises DataError when a source file changed since it was listed, and OSError (with the path) when `out` cannot be
+    written. Whatever is raised, also by `tick`, no partial file has a final name and no hidden one stays behind.
+    """
+    name = shard_name(part.number)
+    rejected: list[Rejection] = []
+    with hidden_file(out / f"{name}.tar") as (stream, publish):
+        rows = _write_tar(stream, _judged(root, part), rejected, tick)
+        if not rows:
+            return ShardResult(part.number, None, tuple(rejected))
+        arrays = _arrays(rows)
+        tar_size, tar_sha256 = _checksums(stream, arrays)
+        publish()
+    dali = format_dali_index([row.members for row in rows]).encode("ascii")
+    write_file(out / f"{name}.idx", dali)
+    index = ShardIndex(tar_size, tar_sha256, sha256_hex(dali), part.sha256, arrays, tuple(rejected))
+    packed = format_index(index)
+    write_file(out / f"{name}.npz", packed)
+    return _result(part.number, index, sha256_hex(packed))
+
+
+def finished_shard(out: Path, part: ShardPlan) -> ShardResult | None:
+    """The result of an earlier `make_shard` of the same part, or None if any of its files is not as it left them.
+
+    The tar is judged by its size (tools/verify_shards.py reads all of it).
+    """
+    name = shard_name(part.number)
+    try:
+        packed = (out / f"{name}.npz").read_bytes()
+        index = parse_index(packed, out / f"{name}.npz")
+        dali = (out / f"{name}.idx").read_bytes()
+        tar_size = (out / f"{name}.tar").stat().st_size
+    except (OSError, DataError):
+        return None
+    same = (index.plan_sha256, index.tar_size, index.dali_sha256) == (part.sha256, tar_size, sha256_hex(dali))
+    return _result(part.number, index, sha256_hex(packed)) if same else None
+
+
+@contextmanager
+def hidden_file(final: Path) -> Iterator[tuple[BufferedRandom, Callable[[], None]]]:
+    """A new file under a hidden name beside `final`, and the function that gives it the final name.
+
+    `publish` flushes the file to the disk, makes it read-only and renames it. A file that was not published is
+    removed. Raises OSError with the path in it.
+    """
+    hidden = final.with_name(f".{final.name}.{uuid.uuid4().hex}{HIDDEN_SUFFIX}")
+
+    def publish() -> None:
+        stream.flush()
+        os.fchmod(stream.fileno(), 0o444)  # memory maps of a file that is later cut end the process that reads them
+        os.fsync(stream.fileno())
+        os.replace(hidden, final)
+        _sync_folder(final.parent)
+
+    try:
+        with open(hidden, "x+b") as stream:
+            yield stream, publish
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(error.filename or final)) from error
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def write_file(final: Path, data: bytes) -> None:
+    """Write `data` to `final`, complete or not at all."""
+    with hidden_file(final) as (stream, publish):
+        stream.write(data)
+        publish()
+
+
+def _judged(root: Path, part: ShardPlan) -> Iterator[tuple[Item, Screened | Rejection]]:
+    """Every image of the part in its order, screened by Pillow and then by the decoder of the training."""
+    for start in range(0, len(part.items), _SCREENED_AHEAD):
+        items = part.items[start : start + _SCREENED_AHEAD]
+        verdicts = [_read_and_screen(root, item, part) for item in items]
+        passed = [position for position, verdict in enumerate(verdicts) if isinstance(verdict, Screened)]
+        images = [verdict for verdict in verdicts if isinstance(verdict, Screened)]
+        for batch in gate_batches(images):
+            for position, refusal in zip(passed[batch], refused_by_training_decoder(images[batch]), strict=True):
+                if refusal:
+                    verdicts[position] = _rejection(items[position], refusal, _read(root, items[position]))
+        yield from zip(items, verdicts, strict=True)
+
+
+def _read_and_screen(root: Path, item: Item, part: ShardPlan) -> Screened | Rejection:
+    data = b""
+    try:
+        if item.problem:
+            raise Rejected(*item.problem)
+        data = _read(root, item)
+        options = part.options
+        return screen(data, max_pixels=options.max_pixels, short_side=options.short_side, quality=options.quality)
+    except Rejected as rejected:
+        return _rejection(item, rejected, data)
+
+
+def _read(root: Path, item: Item) -> bytes:
+    """The bytes of a source file, which must be the regular file that was listed."""
+    path = os.path.join(os.fsencode(root), item.path.encode("utf-8", "surrogateescape"))
+    try:
+        # O_NONBLOCK: a pipe put in the place of the file must not stop us
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+            data = stream.read() if regular else b""
+    except OSError as error:
+        raise Rejected("io", error.strerror or str(error)) from error
+    if not regular or len(data) != item.size:
+        raise DataError(
+            f"source: {item.path!r} changed while it was converted: {item.size:,} bytes when listed, "
+            f"{len(data):,} now; leave the source alone and start with a new output folder"
+        )
+    return data
+
+
+def _rejection(item: Item, rejected: Rejected, data: bytes) -> Rejection:
+    return Rejection(item.path, rejected.reason, rejected.detail, sha256_hex(data) if data else "")
+
+
+def _write_tar(
+    stream: BufferedRandom,
+    judged: Iterator[tuple[Item, Screened | Rejection]],
+    rejected: list[Rejection],
+    tick: Callable[[bool], None] | None,
+) -> list[_Row]:
+    """Write the tar; returns the samples in it and appends the others to `rejected`."""
+    from webdataset.writer import TarWriter  # brings torch: a second that the parent process need not spend
+
+    rows = []
+    with TarWriter(stream, user="", group="", mode=0o444, mtime=0, encoder=False) as writer:
+        for item, verdict in judged:
+            if isinstance(verdict, Screened):
+                rows.append(_write_sample(writer, item, verdict))
+            else:
+                rejected.append(verdict)
+            if tick:
+                tick(isinstance(verdict, Screened))
+    return rows
+
+
+def _write_sample(writer: TarWriter, item: Item, image: Screened) -> _Row:
+    """Add one sample: label, image and description, in the order of their extensions."""
+    about = {"filename": item.path, "label": item.label, "height": image.height, "width": image.width}
+    files = {
+        "cls": str(item.label).encode("ascii"),
+        image.extension: image.data,
+        "json": json.dumps(about, sort_keys=True).encode("ascii"),
+    }
+    start = end = writer.tarstream.offset
+    writer.write({"__key__": item.key, **files})
+    members = []
+    for extension, data in sorted(files.items()):
+        members.append(Member(extension, end + TAR_BLOCK, len(data), f"{item.key}.{extension}"))
+        end += TAR_BLOCK + padded(len(data))
+    if writer.tarstream.offset != end:
+        raise RuntimeError(f"{item.key}: webdataset.TarWriter ended at {writer.tarstream.offset}, {end} was computed")
+    return _Row(item, image, start, tuple(members))
+
+
+def _arrays(rows: Sequence[_Row]) -> dict[str, np.ndarray]:
+    """The columns of the index but the checksums."""
+    images = [next(m for m in row.members if m.extension == row.image.extension) for row in rows]
+    return {
+        "start": np.array([row.start for row in rows], "<i8"),
+        "offset": np.array([member.offset for member in images], "<i8"),
+        "size": np.array([member.size for member in images], "<i8"),
+        "label": np.array([row.item.label for row in rows], "<i4"),
+        "height": np.array([row.image.height for row in rows], "<i4"),
+        "width": np.array([row.image.width for row in rows], "<i4"),
+        "key": np.array([row.item.key.encode("ascii") for row in rows]),
+        "extension": np.array([row.image.extension.encode("ascii") for row in rows]),
+        "crc32": np.zeros(len(rows), "<u4"),
+    }
+
+
+def _checksums(stream: BufferedRandom, arrays: dict[str, np.ndarray]) -> tuple[int, str]:
+    """Fill in every sample's crc32; returns the tar's size and sha256. Reads the file back, as a reader will."""
+    stream.flush()
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as tar, memoryview(tar) as view:
+        arrays["crc32"] = sample_checksums(view, arrays)
+        return len(view), hashlib.sha256(view).hexdigest()
+
+
+def _result(number: int, index: ShardIndex, index_sha256: str) -> ShardResult:
+    digests = {"tar": index.tar_sha256, "npz": index_sha256, "idx": index.dali_sha256}
+    record = ShardRecord(name=shard_name(number), samples=len(index), bytes=index.tar_size, sha256=digests)
+    return ShardResult(number, record, index.rejected)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,198 @@
+"""Convert an image folder (SRC/CLASS/IMAGE) into WebDataset shards with indexes, a manifest and timm's _info.json."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# The repository root goes first, so that this file runs from any folder, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.shell import run
+from shards.planning import Options, Plan
+
+if TYPE_CHECKING:
+    from shards.conversion import Report
+    from shards.sources import Listing
+
+EPILOG = """examples:
+  python tools/make_shards.py /data/imagenet/train data/imagenet/train
+  python tools/make_shards.py /data/imagenet/val data/imagenet/val --no-shuffle
+
+Killed or interrupted, the same command goes on where it was. Original bytes are kept unless --short-side is given.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; defaults are those of `shards.planning.Options`."""
+    default = Options()
+    result = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("source", metavar="SRC", type=Path, help="folder with one folder of images per class")
+    result.add_argument("out", metavar="OUT", type=Path, help="new or half-made folder of shards")
+    result.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    result.add_argument("--seed", type=int, default=default.seed, metavar="S", help="of the shuffle (%(default)s)")
+    result.add_argument("--no-shuffle", action="store_true", help="sorted order, for validation sets")
+    result.add_argument("--samples-per-shard", type=int, default=default.samples_per_shard, metavar="N")
+    result.add_argument(
+        "--max-bad-fraction", type=float, default=0.001, metavar="F", help="more rejects fail (%(default)s)"
+    )
+    result.add_argument(
+        "--short-side", type=int, default=0, metavar="PX", help="resize larger images to this and re-encode them"
+    )
+    result.add_argument("--quality", type=int, default=default.quality, metavar="Q", help="JPEG, with --short-side")
+    result.add_argument("--split", help="name for timm (default: train, or validation with --no-shuffle)")
+    result.add_argument("--follow-symlinks", action="store_true", help="accept links that leave SRC")
+    result.add_argument("--dry-run", action="store_true", help="list and plan, write nothing")
+    result.add_argument("--debug", action="store_true", help="show tracebacks")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parser().parse_args(argv)
+    again = "interrupted; finished shards are kept, run the same command again to go on"
+    return run(lambda: convert_folder(args), debug=args.debug, interrupted=again)
+
+
+def convert_folder(args: argparse.Namespace) -> int:
+    """List, plan, convert, sum up."""
+    from rich.console import Console
+
+    from shards.planning import make_plan
+
+    options = Options(
+        samples_per_shard=args.samples_per_shard,
+        shuffle=not args.no_shuffle,
+        seed=args.seed,
+        short_side=args.short_side,
+        quality=args.quality,
+        split=args.split or ("validation" if args.no_shuffle else "train"),
+    )
+    listing = list_source(args.source, args.follow_symlinks)
+    with Console(stderr=True).status(f"planning {len(listing.entries):,} images"):
+        plan = make_plan(listing, options)
+    if args.dry_run:
+        print_plan(plan)
+        return 0
+    began = time.monotonic()
+    report = convert_with_bar(plan, args)
+    print_report(report, time.monotonic() - began, args.out)
+    return 0
+
+
+def list_source(source: Path, follow_symlinks: bool) -> Listing:
+    """The listing, with a bar over class folders and warnings about what looks odd."""
+    from rich.progress import Progress
+
+    from shards.sources import list_class_folders
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("listing classes", total=None)
+        listing = list_class_folders(
+            source,
+            follow_symlinks=follow_symlinks,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if listing.empty:
+        names = ", ".join(map(repr, listing.empty[:5])) + (" ..." if len(listing.empty) > 5 else "")
+        warn(f"{len(listing.empty)} class folders are empty, their labels stay unused: {names}")
+    if listing.ignored:
+        warn(f"{listing.ignored:,} files are ignored (hidden, or beside the class folders)")
+    return listing
+
+
+def convert_with_bar(plan: Plan, args: argparse.Namespace) -> Report:
+    """The conversion under a bar with rate, time left and rejects."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from shards.conversion import convert
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images  {task.fields[rate]:,.0f}/s  {task.fields[rejected]:,} rejected  left"),
+        TimeRemainingColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=plan.images, rate=0.0, rejected=0)
+
+        def progress(kept: int, rejected: int) -> None:
+            speed = bar.tasks[0].speed or 0.0
+            bar.update(task, completed=kept + rejected, rejected=rejected, rate=speed)
+
+        return convert(
+            plan, args.out, num_workers=args.workers, max_bad_fraction=args.max_bad_fraction, progress=progress
+        )
+
+
+def print_plan(plan: Plan) -> None:
+    """What --dry-run says."""
+    listing = plan.listing
+    print_rows(
+        "plan (nothing was written)",
+        {
+            "images": f"{plan.images:,}",
+            "classes": f"{len(listing.classes):,}",
+            "bytes": f"{listing.bytes:,}",
+            "shards": f"{len(plan.shards):,} of {plan.options.samples_per_shard:,} samples",
+            "order": f"shuffled with seed {plan.options.seed}" if plan.options.shuffle else "sorted",
+            "rejected unread": f"{sum(entry.problem is not None for entry in listing.entries):,}",
+        },
+    )
+
+
+def print_report(report: Report, seconds: float, out: Path) -> None:
+    """The end of a run: in = written + quarantined, and what to type next."""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.quarantined.most_common())
+    rate = f", {report.images / seconds:,.0f} images/s" if report.made == report.shards else ""
+    print_rows(
+        f"{out}: {'complete' if report.made else 'was complete already, nothing was written'}",
+        {
+            "in": f"{report.images:,}",
+            "written": f"{report.written:,}",
+            "quarantined": f"{report.quarantined.total():,}" + (f" ({reasons})" if reasons else ""),
+            "shards": f"{report.shards:,} ({report.made:,} made now)",
+            "bytes": f"{report.bytes:,}",
+            "classes": f"{report.classes:,}",
+            "time": f"{seconds:.1f} s{rate}",
+            "next": f"python tools/verify_shards.py {shlex.quote(str(out))}",
+        },
+    )
+
+
+def print_rows(title: str, rows: dict[str, str]) -> None:
+    """A two-column table; plain text where there is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, Text(value, overflow="fold"))
+    Console().print(table, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """One yellow line on stderr."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
