@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all gpu-check doctor lint clean
 
 setup:
 	@$(PYTHON) tools/install.py $(VENV)
@@ -18,6 +18,13 @@ test: setup
 test-all: setup
 	@$(RUN) -m ruff check .
 	@$(RUN) -m pytest
+
+# On a GPU machine with its packages installed: nothing is installed here. PYTHON is the interpreter to check.
+gpu-check:
+	@$(PYTHON) tools/gpu_check.py
+
+doctor:
+	@$(PYTHON) tools/doctor.py
 
 lint: setup
 	@$(RUN) -m ruff format .

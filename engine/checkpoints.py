@@ -25,6 +25,7 @@ from engine.runtime import Runtime
 FORMAT = "maskwright-checkpoint/1"
 MANIFEST = "manifest.json"
 CHUNK = 1 << 22  # bytes
+TEMPORARY, REPLACED, BROKEN = ".tmp-", ".replaced-", "broken-"  # folders that are no checkpoints
 
 
 class CheckpointError(ValueError):
@@ -55,9 +56,7 @@ def save(
     on rank 0 to add files, for example the exported encoder.
     """
     final = root / folder_name(step)
-    if final.exists():  # a manifest was there when it was renamed: this step is already saved
-        return final
-    temporary = root / f".tmp-{final.name}-{shared(uuid.uuid4().hex[:8], runtime)}"
+    temporary = root / f"{TEMPORARY}{final.name}-{shared(uuid.uuid4().hex[:8], runtime)}"
     model_engine.save_checkpoint(str(root), tag=temporary.name, save_latest=False)
     if runtime.is_main:
         write_more(temporary)
@@ -70,20 +69,31 @@ def save(
 
 
 def publish(temporary: Path, final: Path, manifest: dict) -> None:
-    """Manifest last, then one rename; everything flushed to the disk in that order."""
+    """Manifest last, then one rename; everything flushed to the disk in that order.
+
+    A folder of the same step is there only if the run went back before it, because it was broken: it is replaced.
+    """
     with open(temporary / MANIFEST, "w") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(temporary)
+    set_aside(final, REPLACED)
     os.replace(temporary, final)
     sync_folder(final.parent)
+
+
+def set_aside(folder: Path, prefix: str) -> None:
+    """Rename a folder so that it is no checkpoint any more; nothing happens where there is none."""
+    if folder.exists():
+        os.replace(folder, folder.with_name(f"{prefix}{folder.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def prune(root: Path, keep: int, runtime: Runtime) -> None:
     """Delete complete checkpoints beyond the newest `keep`, and what killed saves left behind."""
     if runtime.is_main:
-        for folder in [*complete_checkpoints(root)[keep:], *root.glob(".tmp-step_*")]:
+        leftovers = (*root.glob(f"{TEMPORARY}*"), *root.glob(f"{REPLACED}*"))
+        for folder in (*complete_checkpoints(root)[keep:], *leftovers):
             shutil.rmtree(folder, ignore_errors=True)
     barrier(runtime)
 
@@ -112,18 +122,19 @@ def hash_file(path: Path) -> dict:
 def newest_intact(root: Path, runtime: Runtime, warn: Callable[[str], None]) -> tuple[Path, dict]:
     """Newest checkpoint whose files all have their hashes, with its manifest; CheckpointError if there is none.
 
-    Collective. `warn` is told of every broken checkpoint that is passed over.
+    Collective. `warn` is told of every broken checkpoint; it is renamed, so that nothing counts on it any more.
     """
     folders = shared([str(folder) for folder in complete_checkpoints(root)], runtime)
     for folder in map(Path, folders):
         problem = damage(folder, runtime)
         if problem is None:
             return folder, json.loads((folder / MANIFEST).read_text())
-        warn(f"{folder}: {problem}; trying the checkpoint before it")
+        warn(f"{folder}: {problem}; it is set aside as {BROKEN}*, trying the checkpoint before it")
+        if runtime.is_main:
+            set_aside(folder, BROKEN)
+        barrier(runtime)
     found = f"{len(folders)} checkpoints, all broken" if folders else "no complete checkpoint"
-    raise CheckpointError(
-        f"--resume: {root}: {found}; start without --resume in a new run.out, or give the folder of another checkpoint"
-    )
+    raise CheckpointError(f"--resume: {root}: {found}; start without --resume in a new run.out")
 
 
 def damage(folder: Path, runtime: Runtime) -> str | None:
@@ -148,16 +159,32 @@ def load(folder: Path, model_engine) -> None:
         raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint in it")
 
 
-def check_same_run(manifest: dict, facts: dict, *, harmless: Callable[[str], bool], allow_changes: bool) -> None:
+def check_same_run(
+    manifest: dict,
+    facts: dict,
+    *,
+    harmless: Callable[[str], bool],
+    structural: Callable[[str], bool],
+    allow_changes: bool,
+) -> None:
     """CheckpointError with a diff where a checkpoint is of another data set, rank count or recipe.
 
-    `harmless` says which recipe fields may differ; `allow_changes` lets the others pass too.
+    Which recipe fields may differ says `harmless`; `allow_changes` lets others pass too, but never those that are
+    `structural`: the saved tensors would not fit.
     """
     saved, present = manifest["recipe"], facts["recipe"]
     changed = [key for key in saved | present if saved.get(key) != present.get(key) and not harmless(key)]
     diff = [f"{key}: {saved.get(key)} -> {present.get(key)}" for key in changed]
+    was, now = manifest.get("objective", {}), facts["objective"]
+    diff += [f"{key}: {was.get(key)} -> {now.get(key)}" for key in was | now if was.get(key) != now.get(key)]
     if manifest["dataset"] != facts["dataset"]:
         diff.append(f"data set: {manifest['dataset'][:12]} -> {facts['dataset'][:12]}")
+    unfit = [line for key, line in zip(changed, diff, strict=False) if structural(key)]
+    if unfit:
+        raise CheckpointError(
+            f"--resume: the checkpoint of step {manifest['step']} holds other tensors ({'; '.join(unfit)}); "
+            "undo the change, or start afresh in another run.out"
+        )
     if diff and not allow_changes:
         raise CheckpointError(
             f"--resume: the checkpoint of step {manifest['step']} is of another run ({'; '.join(diff)}); "

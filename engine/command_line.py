@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="go on from the newest intact checkpoint of run.out;\n`--resume auto` starts afresh where there is none",
     )
     parser.add_argument("--allow-changes", action="store_true", help="resume although the recipe or data changed")
+    parser.add_argument("--download", action="store_true", help="allow teacher=timm:NAME to fetch weights by network")
     parser.add_argument("--debug", action="store_true", help="show the traceback of expected errors too")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers pass it
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to the recipe")
@@ -86,8 +87,10 @@ def check_command(args: argparse.Namespace) -> Command:
         print_recipe(args.recipe, recipe)
         sys.exit(0)
     from engine.start_up import require_data
+    from engine.teacher_sources import require_teacher
 
     require_data(args.recipe, recipe)
+    require_teacher(args.recipe, recipe, download=args.download)
     return Command(args.recipe, recipe, args.resume, args.allow_changes, args.debug)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine.models.encoders import MaskedVisionTransformer, timm_arguments
+from engine.models.build import build_encoder, timm_model
 from engine.objectives.build import build_objective
 from engine.objectives.contract import Objective
 from engine.runtime import import_deepspeed
@@ -22,9 +22,9 @@ from recipes.overrides import apply_overrides
 from recipes.schema import Recipe
 
 WEIGHTS = "model.safetensors"
-ARCHITECTURE = "vit_base_patch16_224"  # timm's entry point; model_args below give the real sizes
 ENCODER = "encoder."  # where an objective keeps its encoder
 REST = "rest.safetensors"  # weights that are not the encoder's: decoder, heads
+OUTSIDE = "outside.safetensors"  # moving averages, exactly as they are
 GATHER = 64  # parameters gathered at a time under ZeRO stage 3
 
 
@@ -46,18 +46,27 @@ def encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(ENCODER): value for name, value in state.items() if name.startswith(ENCODER)}
 
 
-def plain_encoder(recipe: Recipe, state: dict[str, Tensor], device: torch.device) -> MaskedVisionTransformer:
+def plain_encoder(recipe: Recipe, state: dict[str, Tensor], device: torch.device) -> nn.Module:
     """An encoder outside DeepSpeed holding `state`, in evaluation mode."""
-    encoder = MaskedVisionTransformer(recipe.model, recipe.data.image_size)
+    encoder = build_encoder(recipe.model, recipe.data.image_size)
     encoder.load_state_dict(state, strict=True)
     return encoder.to(device).eval().requires_grad_(False)
 
 
-def write_weights(folder: Path, recipe: Recipe, state: dict[str, Tensor]) -> None:
-    """Write an objective's state into a checkpoint: `encoder/`, as timm wants it, and the rest beside it."""
+def write_weights(folder: Path, recipe: Recipe, state: dict[str, Tensor], outside: dict[str, Tensor]) -> None:
+    """Write into a checkpoint: `encoder/`, as timm wants it, the rest of an objective's state, and its averages."""
     write_encoder(folder / "encoder", recipe, encoder_part(state))
-    rest = {name: value.contiguous() for name, value in state.items() if not name.startswith(ENCODER)}
-    save_file(rest, folder / REST)
+    write_tensors(folder / REST, {name: value for name, value in state.items() if not name.startswith(ENCODER)})
+    write_tensors(folder / OUTSIDE, outside)
+
+
+def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+
+
+def read_outside(folder: Path, objective: Objective) -> None:
+    """Give an objective the moving averages that a checkpoint holds."""
+    objective.load_outside_state(load_file(folder / OUTSIDE))
 
 
 def read_objective(checkpoint: Path) -> tuple[Objective, Recipe]:
@@ -75,14 +84,15 @@ def read_objective(checkpoint: Path) -> tuple[Objective, Recipe]:
 def write_encoder(folder: Path, recipe: Recipe, state: dict[str, Tensor]) -> None:
     """Write `config.json` and `model.safetensors` for timm into `folder`, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, state)
     size = recipe.data.image_size
+    architecture, arguments = timm_model(recipe.model, size)
     config = {
-        "architecture": ARCHITECTURE,
+        "architecture": architecture,
         "num_classes": 0,
         "num_features": recipe.model.embed_dim,
         "global_pool": "token",
-        "model_args": timm_arguments(recipe.model, size),
+        "model_args": arguments,
         "pretrained_cfg": {
             "tag": "maskwright",
             "input_size": [3, size, size],

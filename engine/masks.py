@@ -18,11 +18,20 @@ class RandomMask(NamedTuple):
 
 def random_mask(noise: Tensor, mask_ratio: float) -> RandomMask:
     """Keep the K = int(N (1 - mask_ratio)) patches with the smallest noise [B, N]; ties go to the lower index."""
-    num_patches = noise.shape[1]
-    num_keep = int(num_patches * (1 - mask_ratio))
+    return disjoint_masks(noise, mask_ratio)[0]
+
+
+def disjoint_masks(noise: Tensor, mask_ratio: float) -> tuple[RandomMask, RandomMask]:
+    """Two masks from one noise [B, N]: the first keeps the K smallest, the second the K after them (LUT, 1.3).
+
+    Where 2 K > N the second keeps only the N - K that are left.
+    """
+    num_keep = int(noise.shape[1] * (1 - mask_ratio))
     ids_shuffle = noise.argsort(dim=1, stable=True)
     ids_restore = ids_shuffle.argsort(dim=1)
-    return RandomMask(ids_shuffle[:, :num_keep], ids_restore, ids_restore >= num_keep)
+    first = RandomMask(ids_shuffle[:, :num_keep], ids_restore, ids_restore >= num_keep)
+    hidden = (ids_restore < num_keep) | (ids_restore >= 2 * num_keep)
+    return first, RandomMask(ids_shuffle[:, num_keep : 2 * num_keep], ids_restore, hidden)
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

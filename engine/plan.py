@@ -28,6 +28,7 @@ class Plan:
             minimum=self.optim.min_lr,
             warmup=self.warmup_steps,
             total=self.total_steps,
+            peak_within=self.optim.warmup_end == "within",
         )
 
 

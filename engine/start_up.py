@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
+from itertools import zip_longest
 from pathlib import Path
 
 from engine.plan import Plan
 from recipes import registry
+from recipes.methods import Lut
 from recipes.overrides import difference, show
 from recipes.schema import Data, Recipe
 from shards.dataset import Dataset
 
 MANIFEST = "manifest.json"
+ROOT = Path(__file__).resolve().parents[1]
 
 # Fields that change neither the weights nor the schedule of a run: where things are, how fast, how often one looks.
 HARMLESS = {
     "data.train", "data.val", "data.eval_crop", "data.threads", "data.prefetch", "data.hw_decoder_load",
     "run.out", "run.stop_after", "run.log_every", "run.save_every", "run.eval_every", "run.keep",
+    "teacher",  # its place; that its weights are the same is checked by their hash
 }  # fmt: skip
+
+
+# Fields that decide which tensors a checkpoint holds.
+STRUCTURAL = ("model.", "zero.stage", "precision", "data.image_size", "objective.decoder", "objective.head",
+              "objective.predictor")  # fmt: skip
 
 
 class MissingInput(ValueError):
@@ -27,6 +36,11 @@ class MissingInput(ValueError):
 def is_harmless(path: str) -> bool:
     """Whether a recipe field may differ between a run and its continuation."""
     return path in HARMLESS or path.startswith("evaluation.")
+
+
+def is_structural(path: str) -> bool:
+    """Whether a checkpoint cannot be loaded at all where this recipe field differs."""
+    return path.startswith(STRUCTURAL)
 
 
 def training_folder(data: Data) -> Path:
@@ -55,24 +69,29 @@ def require_data(name: str, recipe: Recipe) -> None:
 
 
 def missing_page(name: str, field: str, folder: Path, state: str) -> str:
+    """One screen: what is missing, the commands that make it, and where else it could be."""
+    tool = ROOT / "tools" / "make_shards.py"
+    train = folder if field == "data.train" else folder.parent / "train"
+    val = folder if field == "data.val" else folder.parent / "val"
     return f"""{field}={folder}: this folder {state}.
 
 {name} trains on a folder of WebDataset shards. To make one from images in class folders, for example ImageNet:
 
-  python tools/make_shards.py /path/to/imagenet/train data/imagenet/train
-  python tools/make_shards.py /path/to/imagenet/val   data/imagenet/val --no-shuffle
-  python tools/verify_shards.py data/imagenet/train
+  python {tool} /path/to/imagenet/train {train}
+  python {tool} /path/to/imagenet/val {val} --no-shuffle
+  python {tool.with_name("verify_shards.py")} {train}
 
-Then:
+Then the same command again. Shards elsewhere:
 
-  deepspeed engine/train.py --recipe {name}
+  deepspeed {ROOT / "engine" / "train.py"} --recipe {name} data.train=DIR
+  export MASKWRIGHT_DATA=DIR          once, for DIR/train and DIR/val
 
-Shards elsewhere:  deepspeed engine/train.py --recipe {name} data.train=DIR
-          or once:  export MASKWRIGHT_DATA=DIR      (DIR/train and DIR/val)
-No data at hand:    make demo                      (photographs that come with two Python packages)"""
+No data at hand:  make demo           with photographs that come inside two Python packages"""
 
 
-def start_lines(name: str, recipe: Recipe, plan: Plan, world_size: int, train: Dataset) -> list[str]:
+def start_lines(
+    name: str, recipe: Recipe, plan: Plan, world_size: int, train: Dataset, val: Dataset | None
+) -> list[str]:
     """The run in a few lines: sizes, learning rate, precision, data, and every departure from the paper."""
     optim, run = recipe.optim, recipe.run
     rule = "given" if optim.lr is not None else f"{optim.blr:g} by the {optim.lr_rule} rule"
@@ -87,8 +106,32 @@ def start_lines(name: str, recipe: Recipe, plan: Plan, world_size: int, train: D
         f"cosine to {optim.min_lr:g}, weight decay {optim.weight_decay:g}",
         f"precision   {recipe.precision}, ZeRO stage {recipe.zero.stage}, seed {run.seed}",
         f"data        {train.folder}: {len(train):,} samples in {len(train.paths):,} shards, {train.fingerprint[:12]}",
+        f"k-NN        {val.folder}: {len(val):,} samples" if val else "k-NN        not measured: no data.val",
+        *batch_norm_lines(recipe, world_size),
+        *([f"teacher     {recipe.teacher}"] if recipe.teacher else []),
         *(f"departure   {line}" for line in departures(name, recipe)),
     ]
+
+
+def check_classes(train: Dataset, val: Dataset | None) -> None:
+    """ValueError naming the first class that the two sets number differently: accuracies would mean nothing."""
+    if val is None or val.classes == train.classes:
+        return
+    pairs = zip_longest(train.classes, val.classes, fillvalue="nothing")
+    number, (ours, theirs) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"data.val={val.folder}: class {number} is {theirs}, in data.train={train.folder} it is {ours} "
+        f"({len(val.classes)} and {len(train.classes)} classes); convert both from the same class folders"
+    )
+
+
+def batch_norm_lines(recipe: Recipe, world_size: int) -> list[str]:
+    """How many images batch norm sees at once; results are equal only while that number is kept."""
+    if not isinstance(recipe.objective, Lut):
+        return []
+    seen, meant = recipe.optim.micro_batch * world_size, recipe.objective.norm_batch
+    line = f"batch norm  over micro {recipe.optim.micro_batch} x ranks {world_size} = {seen:,} images"
+    return [line if seen == meant else f"{line}: WARNING, the recipe means {meant:,}; features will differ"]
 
 
 def departures(name: str, recipe: Recipe) -> list[str]:

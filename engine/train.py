@@ -23,6 +23,7 @@ if __name__ == "__main__":
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import json
+import math
 import time
 
 import torch
@@ -30,12 +31,20 @@ import torch.distributed as dist
 
 from engine import checkpoints, export, shell
 from engine.console import Console
+from engine.evaluation.features import extract, mean_token
 from engine.evaluation.neighbours import knn_accuracy
 from engine.objectives.build import build_objective
 from engine.params import parameter_groups
 from engine.plan import make_plan
-from engine.runtime import Runtime, import_deepspeed, seed_step, start, stop
-from engine.start_up import is_harmless, start_lines, training_folder, validation_folder
+from engine.resuming import resume
+from engine.run_folder import claim
+from engine.runtime import Runtime, import_deepspeed, peak_memory, seed_step, start, stop
+from engine.start_up import (
+    check_classes,
+    start_lines,
+    training_folder,
+    validation_folder,
+)
 from engine.zero import deepspeed_config
 from recipes.overrides import leaves, show
 from shards.dataset import Dataset, open_dataset
@@ -50,11 +59,15 @@ class Trainer:
         self.train_set = open_dataset(training_folder(self.recipe.data), setting="data.train")
         val_folder = validation_folder(self.recipe.data)
         self.val_set: Dataset | None = open_dataset(val_folder, setting="data.val") if val_folder else None
+        check_classes(self.train_set, self.val_set)
         self.plan = make_plan(self.recipe, len(self.train_set), runtime.world_size)
         self.folder = Path(self.recipe.run.out or f"runs/{command.name}").expanduser()
         self.checkpoint_folder = self.folder / "checkpoints"
+        self.lock = claim(self.folder, runtime)
         self.build_engine()
-        self.first_step = self.resume()
+        self.first_step = resume(
+            command, self.plan, self.checkpoint_folder, self.facts(), self.model_engine, self.objective, runtime
+        )
 
     # --- building ---------------------------------------------------------------------------------------------------
 
@@ -64,7 +77,7 @@ class Trainer:
         self.objective = build_objective(self.recipe).to(self.runtime.device)
         optim = self.recipe.optim
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.objective, optim.weight_decay),
+            parameter_groups(self.objective, optim.weight_decay, self.objective.no_decay),
             lr=optim.peak_lr,
             betas=optim.betas,
             eps=optim.eps,
@@ -77,31 +90,13 @@ class Trainer:
             dist_init_required=False,
         )
 
-    def resume(self) -> int:
-        """Load the newest intact checkpoint if that is asked for; the number of steps already done."""
-        found = checkpoints.shared(
-            [str(path) for path in checkpoints.complete_checkpoints(self.checkpoint_folder)], self.runtime
-        )
-        if self.command.resume is None and found:
-            raise ValueError(
-                f"run.out={self.folder}: holds checkpoints up to {Path(found[0]).name}; add --resume to go on, "
-                "or choose another run.out"
-            )
-        if self.command.resume is None or (self.command.resume == "auto" and not found):
-            return 0
-        folder, manifest = checkpoints.newest_intact(self.checkpoint_folder, self.runtime, self.warn)
-        checkpoints.check_same_run(
-            manifest, self.facts(), harmless=is_harmless, allow_changes=self.command.allow_changes
-        )
-        checkpoints.load(folder, self.model_engine)
-        return manifest["step"]
-
     def facts(self) -> dict:
         """What a checkpoint must share with the run that resumes it."""
         return {
             "name": self.command.name,
             "recipe": {path: show(value) for path, value in leaves(self.recipe).items()},
             "dataset": self.train_set.fingerprint,
+            "objective": self.objective.facts(),
             "world_size": self.runtime.world_size,
             "versions": {"torch": torch.__version__, "deepspeed": import_deepspeed().__version__},
         }
@@ -113,20 +108,25 @@ class Trainer:
         run, plan = self.recipe.run, self.plan
         self.open_run_folder()
         self.loader = self.make_loader()
-        self.measured_at, self.measured_step = time.perf_counter(), self.first_step
+        self.checked_step = self.first_step
+        self.restart_clock(self.first_step)
         try:
             if run.eval_every and self.first_step == 0:
                 self.evaluate(0)
             for step in range(self.first_step, plan.last_step):
-                done, last = step + 1, step + 1 == plan.last_step
-                log = done % run.log_every == 0 or last
-                metrics = self.optimizer_step(step, measure=log)
+                done = step + 1
+                end = done == plan.total_steps
+                log = end or done % run.log_every == 0
+                save = done == plan.last_step or bool(run.save_every and done % run.save_every == 0)
+                metrics = self.optimizer_step(step, measure=log or save)
                 self.console.advance(done)
+                if log or save:
+                    self.check_finite(done, metrics)  # before anything relies on these weights
                 if log:
                     self.report(done, metrics)
-                if last or (run.eval_every and done % run.eval_every == 0):
+                if end or (run.eval_every and done % run.eval_every == 0):
                     self.evaluate(done)
-                if last or (run.save_every and done % run.save_every == 0):
+                if save:
                     self.save(done)
             self.finish()
         finally:
@@ -149,7 +149,7 @@ class Trainer:
             if measure and micro_step == self.plan.accumulation - 1:
                 sums["grad_norm"] = self.whole_gradient_norm()
             self.model_engine.step()
-        self.objective.after_step(step)
+        self.objective.after_step(step, self.plan.total_steps)
         return self.average(sums) if measure else sums
 
     def whole_gradient_norm(self) -> torch.Tensor:
@@ -171,14 +171,19 @@ class Trainer:
 
     # --- what is due between steps ----------------------------------------------------------------------------------
 
-    def report(self, done: int, metrics: dict[str, torch.Tensor]) -> None:
-        """Read the metrics from the device (the only place that waits for it) and record them."""
-        values = {name: float(value) for name, value in metrics.items()}
-        if values["loss"] != values["loss"] or abs(values["loss"]) == float("inf"):
+    def check_finite(self, done: int, metrics: dict[str, torch.Tensor]) -> None:
+        """FloatingPointError, on all ranks, where the loss is no number: nothing is saved from here on."""
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss became {values['loss']} between steps {self.measured_step + 1} and {done}; "
-                "the newest checkpoint is from before; lower optim.lr or set optim.clip_grad"
+                f"the loss became {loss} between steps {self.checked_step + 1} and {done}; the checkpoints are from "
+                "before; lower optim.lr, set optim.clip_grad, or look at the data of these steps"
             )
+        self.checked_step = done
+
+    def report(self, done: int, metrics: dict[str, torch.Tensor]) -> None:
+        """Read the metrics from the device (one of the places that wait for it) and record them."""
+        values = {name: float(value) for name, value in metrics.items()}
         now, steps = time.perf_counter(), done - self.measured_step
         seconds = now - self.measured_at
         grad_norm = values.pop("grad_norm")
@@ -205,7 +210,10 @@ class Trainer:
             return
         state = export.full_state(self.objective.encoder)
         encoder = export.plain_encoder(self.recipe, state, self.runtime.device)
-        accuracy = knn_accuracy(encoder, self.train_set, self.val_set, self.recipe, self.runtime)
+        settings, encode = self.recipe.evaluation, mean_token(encoder)
+        bank = extract(encode, self.train_set, settings.knn_train_samples, self.recipe, self.runtime)
+        queries = extract(encode, self.val_set, settings.knn_val_samples, self.recipe, self.runtime)
+        accuracy = knn_accuracy(bank, queries, k=settings.knn_k, temperature=settings.knn_temperature)
         self.console.log_evaluation({"step": done, "knn": accuracy})
         self.restart_clock(done)
 
@@ -218,7 +226,7 @@ class Trainer:
             self.runtime,
             step=done,
             facts=self.facts(),
-            write_more=lambda folder: export.write_weights(folder, self.recipe, state),
+            write_more=lambda folder: export.write_weights(folder, self.recipe, state, self.objective.outside_state()),
         )
         checkpoints.prune(self.checkpoint_folder, self.recipe.run.keep, self.runtime)
         self.console.say(f"step {done}  saved {folder}")
@@ -234,7 +242,9 @@ class Trainer:
         self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "recipe.json").write_text(json.dumps(self.facts(), indent=1) + "\n")
         self.console = Console(self.folder, enabled=True, total_steps=self.plan.last_step, start_step=self.first_step)
-        lines = start_lines(self.command.name, self.recipe, self.plan, self.runtime.world_size, self.train_set)
+        lines = start_lines(
+            self.command.name, self.recipe, self.plan, self.runtime.world_size, self.train_set, self.val_set
+        )
         for line in lines:
             self.console.say(line)
         if self.first_step:
@@ -251,7 +261,7 @@ class Trainer:
             micro_batch=recipe.optim.micro_batch,
             rank=runtime.rank,
             world_size=runtime.world_size,
-            num_noise=self.objective.num_noise,
+            masks=self.objective.masks,
             device=runtime.device,
             start_step=self.first_step,
             total_steps=self.plan.last_step,
@@ -261,12 +271,9 @@ class Trainer:
     def finish(self) -> None:
         """Name what the run leaves behind."""
         newest = checkpoints.complete_checkpoints(self.checkpoint_folder)[0]
+        self.console.say(f"memory      {peak_memory(self.runtime) / 2**30:.2f} GiB at most on rank 0")
         self.console.say(f"done        {self.folder}: metrics.jsonl, {newest.relative_to(self.folder)}")
         self.console.say(f'features    timm.create_model("local-dir:{newest / "encoder"}", pretrained=True)')
-
-    def warn(self, message: str) -> None:
-        if self.runtime.is_main:
-            print(f"warning: {message}", file=sys.stderr)
 
 
 def run(command: Command) -> int:
@@ -276,8 +283,12 @@ def run(command: Command) -> int:
         trainer = Trainer(command, runtime)
         try:
             trainer.fit()
-        except ValueError as error:  # a shard or an image that cannot be read: this rank's alone
+        except (ValueError, OSError) as error:  # a shard or an image that cannot be read: this rank's alone
             raise shell.OnThisRank(f"rank {runtime.rank}: {error}") from error
+        except RuntimeError as error:
+            if "closed by peer" not in str(error) or isinstance(error, shell.OnThisRank):
+                raise
+            raise shell.OnThisRank(f"rank {runtime.rank}: another rank has ended; its message says why") from error
     finally:
         stop()
     return 0
@@ -285,5 +296,5 @@ def run(command: Command) -> int:
 
 if __name__ == "__main__":
     INTERRUPTED = "interrupted; add --resume to go on from the newest checkpoint"
-    EXPECTED = (ValueError, shell.OnThisRank)
+    EXPECTED = (ValueError, OSError, FloatingPointError, shell.OnThisRank)
     sys.exit(shell.run(lambda: run(COMMAND), debug=COMMAND.debug, interrupted=INTERRUPTED, expected=EXPECTED))

@@ -6,8 +6,9 @@ drop path, no clipping. 1600 epochs, the length of the paper's best results (Tab
 """
 
 from recipes import sizes
+from recipes.methods import Mae
 from recipes.registry import recipe
-from recipes.schema import Mae, Model, Optim, Recipe, Run
+from recipes.schema import Model, Optim, Recipe, Run
 
 DEPARTURES = (
     "precision: bf16 autocast, no loss scaling (the released program: fp16 autocast with loss scaling)",

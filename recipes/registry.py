@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from recipes.schema import Recipe
 
-RECIPE_MODULES = ("recipes.mae", "recipes.demo")
+RECIPE_MODULES = ("recipes.mae", "recipes.lut", "recipes.dtm", "recipes.demo")
 
 _registry: dict[str, Callable[[], Recipe]] = {}
 

@@ -13,28 +13,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from recipes.checks import require
+from recipes.methods import ARCHITECTURE_OF, Dtm, Lut, Objective
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Precision = Literal["fp32", "bf16", "bf16_params", "fp16"]
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError with `message` unless `condition` holds."""
-    if not condition:
-        raise ValueError(message)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The encoder: a plain Vision Transformer under timm's names."""
+    """The encoder: a Vision Transformer under timm's names, of one of two architectures.
 
+    vit: fixed sine-cosine positions (MAE, LUT). beit: positions relative, by one table per block and one that all
+    blocks share, added up, and a learned scale of every branch (DTM; specs: dtm, 1.4).
+    """
+
+    architecture: Literal["vit", "beit"] = "vit"
     embed_dim: int  # channels of a token
     depth: int  # transformer blocks
     num_heads: int
     patch_size: int = 16  # pixels
     mlp_ratio: float = 4.0
     drop_path: float = 0.0  # stochastic depth of the last block; grows linearly from 0
+    init_values: float | None = None  # beit: what the scale of a branch begins with; none: branches are not scaled
 
     def __post_init__(self) -> None:
         require(
@@ -47,31 +50,10 @@ class Model:
             f"model.embed_dim={self.embed_dim}: the 2-D sin-cos position table needs a multiple of 4",
         )
         require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path}: a probability in [0, 1) is needed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mae:
-    """Masked autoencoder (He et al., 2021, arXiv 2111.06377): predict the pixels of the masked patches."""
-
-    mask_ratio: float = 0.75  # share of patches hidden from the encoder (section 4.1)
-    norm_pix_loss: bool = True  # targets normalised per patch (Table 1d)
-    decoder_embed_dim: int = 512  # Table 1b
-    decoder_depth: int = 8  # Table 1a
-    decoder_num_heads: int = 16
-
-    def __post_init__(self) -> None:
         require(
-            0 < self.mask_ratio < 1,
-            f"objective.mask_ratio={self.mask_ratio}: a share strictly between 0 and 1 is needed",
+            self.init_values is None or (self.architecture == "beit" and self.init_values > 0),
+            f"model.init_values={self.init_values}: must be positive (or none); only model.architecture=beit has it",
         )
-        require(
-            self.decoder_embed_dim % self.decoder_num_heads == 0 and self.decoder_embed_dim % 4 == 0,
-            f"objective.decoder_embed_dim={self.decoder_embed_dim}: must be divisible by 4 and by "
-            f"objective.decoder_num_heads={self.decoder_num_heads}",
-        )
-
-
-Objective = Mae
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +63,20 @@ class Data:
     train: str = ""  # folder of training shards; empty: $MASKWRIGHT_DATA/train, then data/imagenet/train
     val: str = ""  # folder of validation shards; empty: the folder `val` beside data.train, if there is one
     image_size: int = 224  # pixels, both sides
-    scale: tuple[float, float] = (0.2, 1.0)  # random resized crop: share of the image's area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random resized crop: width / height
+    crop: Literal["rrc", "src"] = "rrc"  # random resized crop (MAE, DTM), or simple resized crop (LUT)
+    scale: tuple[float, float] = (0.2, 1.0)  # rrc: share of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # rrc: width / height
+    crop_padding: int = 4  # src: pixels reflected at each side of the resized image (specs: lut, 1.1)
     hflip: float = 0.5  # probability of a horizontal flip
+    # Colour jitter of the view pretrain_dtm and of pretrain_lut's second image; strength 0 leaves an operation out.
+    brightness: float = 0.0  # factor in 1 - b ... 1 + b; LUT and DTM: 0.4 (specs: lut, 1.1; dtm, 1.1)
+    contrast: float = 0.0  # likewise, about the mean gray; LUT and DTM: 0.4
+    saturation: float = 0.0  # likewise, about the pixel's gray; LUT: 0.2, DTM: 0.4
+    hue: float = 0.0  # shift in -h ... h turns of the colour circle, at most 1/6; LUT: 0.1
+    jitter_prob: float = 1.0  # share of the images that are jittered; LUT: 0.8, DTM: 1
+    # The second image of pretrain_lut then becomes gray, solarized or blurred, a third each.
+    solarize_threshold: int = 128  # levels of 255: values from here on are inverted (specs: lut, 1.1)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels, uniform (specs: lut, 1.1)
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of pixels in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
     eval_crop: float = 0.875  # evaluation: image_size / shorter side before the centre crop
@@ -97,7 +90,24 @@ class Data:
         require(0 < low <= high <= 1, f"data.scale={self.scale}: 0 < low <= high <= 1 is needed")
         low, high = self.ratio
         require(0 < low <= high, f"data.ratio={self.ratio}: 0 < low <= high is needed")
-        require(0 <= self.hflip <= 1, f"data.hflip={self.hflip}: a probability in [0, 1] is needed")
+        require(
+            0 <= self.crop_padding < self.image_size,
+            f"data.crop_padding={self.crop_padding}: 0 to data.image_size - 1 = {self.image_size - 1} pixels can be "
+            "reflected",
+        )
+        for name in ("hflip", "jitter_prob"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"data.{name}={value}: a probability in [0, 1] is needed")
+        for name in ("brightness", "contrast", "saturation"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"data.{name}={value}: a strength in [0, 1] is needed (0: off)")
+        require(0 <= self.hue <= 1 / 6, f"data.hue={self.hue}: a share of the circle in [0, 1/6] is needed (0: off)")
+        require(
+            0 <= self.solarize_threshold <= 255,
+            f"data.solarize_threshold={self.solarize_threshold}: a level in 0 ... 255 is needed",
+        )
+        low, high = self.blur_sigma
+        require(0 < low <= high, f"data.blur_sigma={self.blur_sigma}: 0 < low <= high pixels is needed")
         require(0 < self.eval_crop <= 1, f"data.eval_crop={self.eval_crop}: a share in (0, 1] is needed")
         require(self.block_size >= 1, f"data.block_size={self.block_size}: at least 1 is needed")
         require(self.prefetch >= 1, f"data.prefetch={self.prefetch}: at least 1 is needed")
@@ -111,12 +121,12 @@ class Optim:
     global_batch: int  # images per optimizer step, over all ranks and micro-steps
     micro_batch: int  # images per rank in one forward pass; accumulation follows
     blr: float = 1.5e-4  # base learning rate, before the rule
-    lr_rule: Literal["linear", "sqrt"] = (
-        "linear"  # linear: blr x global_batch / 256; sqrt: blr x sqrt(global_batch) / 4
-    )
+    # linear: blr x global_batch / 256; sqrt: blr x sqrt(global_batch) / 4; sqrt_2048: blr x sqrt(global_batch / 2048)
+    lr_rule: Literal["linear", "sqrt", "sqrt_2048"] = "linear"
     lr: float | None = None  # peak learning rate; none: from blr by the rule
     min_lr: float = 0.0
     warmup_epochs: float = 40.0  # a share of run.epochs; shrinks with run.steps
+    warmup_end: Literal["after", "within"] = "after"  # peak: first step after the warm-up (MAE), or its last too (BEiT)
     weight_decay: float = 0.05  # none on vectors and biases
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -138,12 +148,15 @@ class Optim:
 
     @property
     def peak_lr(self) -> float:
-        """Learning rate after warm-up: `lr` where it is given, else `blr` by `lr_rule` (LUT's spec, section 1.8)."""
+        """Learning rate after warm-up: `lr` where it is given, else `blr` by `lr_rule`.
+
+        linear: MAE; sqrt: LUT (specs: lut, 1.8); sqrt_2048: DTM (specs: dtm, 1.7).
+        """
         if self.lr is not None:
             return self.lr
-        if self.lr_rule == "linear":
-            return self.blr * self.global_batch / 256
-        return self.blr * self.global_batch**0.5 / 4
+        batch = self.global_batch
+        factors = {"linear": batch / 256, "sqrt": batch**0.5 / 4, "sqrt_2048": (batch / 2048) ** 0.5}
+        return self.blr * factors[self.lr_rule]
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -208,15 +221,35 @@ class Recipe:
     optim: Optim
     data: Data = field(default_factory=Data)
     zero: Zero = field(default_factory=Zero)
+    teacher: str = ""  # DTM: file of weights, folder of a run of ours, or timm:NAME
     precision: Precision = "bf16"  # bf16: autocast over fp32 parameters; bf16_params, fp16: 16-bit parameters
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: Run = field(default_factory=Run)
     departures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        needed = ARCHITECTURE_OF.get(type(self.objective), self.model.architecture)
+        require(
+            self.model.architecture == needed,
+            f"model.architecture={self.model.architecture}: this objective trains the architecture {needed}; set it",
+        )
+        require(
+            not self.teacher or isinstance(self.objective, Dtm),
+            f"teacher={self.teacher}: this objective has no frozen teacher; leave it empty or choose a dtm recipe",
+        )
+        require(
+            not isinstance(self.objective, Dtm) or self.objective.num_masked <= self.num_patches,
+            f"objective.num_masked={getattr(self.objective, 'num_masked', 0)}: an image has {self.num_patches} patches "
+            "(data.image_size / model.patch_size, squared); choose fewer",
+        )
         require(
             self.data.image_size % self.model.patch_size == 0,
             f"data.image_size={self.data.image_size}: not a multiple of model.patch_size={self.model.patch_size}",
+        )
+        require(
+            not isinstance(self.objective, Lut) or self.precision in ("fp32", "bf16"),
+            f"precision={self.precision}: a moving average of 16-bit weights loses part of every step; "
+            "set precision=bf16 (autocast over fp32 weights) or fp32",
         )
         require(
             self.optim.warmup_epochs <= self.run.epochs,

@@ -3,7 +3,7 @@
 The same function serves the reader's pipeline on a GPU, the same on a CPU, and a test. With a GPU the decoder is the
 `mixed` one and everything after it runs there; draws stay on the CPU as per-sample arguments. Every graph returns a
 tuple of images, float32 CHW, normalised, in RGB (gray, CMYK and palette images included), never rotated by EXIF:
-ImageNet practice is not to, and PIL does not.
+ImageNet practice is not to, and PIL does not. Geometry is here, colour in photometry.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
 from recipes.schema import Data
-
-Nodes = dict[str, DataNode]
+from shards.draws import SECOND
+from shards.photometry import Nodes, effect, jitter
 
 _CUBIC = {"interp_type": types.INTERP_CUBIC, "antialias": True}
+_PANEL = 32  # rows of the samples that stand for a whole image
 
 
 def _decoding(data: Data, gpu: bool) -> dict[str, Any]:
@@ -40,9 +41,73 @@ def pretrain_mae(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> tupl
 
     Only the crop is decoded where the format allows it (a sixth cheaper), and the resize sees no pixel outside it.
     """
-    crops = fn.decoders.image_slice(encoded, draws["corner"], draws["shape"], axis_names="HW", **_decoding(data, gpu))
-    images = fn.resize(crops, size=[data.image_size, data.image_size], **_CUBIC)
+    decoding = _decoding(data, gpu)
+    if data.crop == "rrc":
+        crops = fn.decoders.image_slice(encoded, draws["corner"], draws["shape"], axis_names="HW", **decoding)
+        images = _resized(crops, data)
+    else:
+        images = _cut(_canvas(fn.decoders.image(encoded, **decoding), draws, data), draws, data)
     return (_normalise(images, data, mirror=draws["mirror"]),)
+
+
+def pretrain_lut(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> tuple[DataNode, ...]:
+    """Two crops of one decoded image, the second distorted. Draws as `shards.draws.pretrain_lut` makes them.
+
+    The released program flips before it jitters; no later operation knows left from right, so it is done last.
+    """
+    canvas = _canvas(fn.decoders.image(encoded, **_decoding(data, gpu)), draws, data)
+    second = {**draws, **{name.removesuffix(SECOND): node for name, node in draws.items() if name.endswith(SECOND)}}
+    strong = effect(jitter(_cut(canvas, second, data), draws), draws, data.solarize_threshold)
+    return (
+        _normalise(_cut(canvas, draws, data), data, mirror=draws["mirror"]),
+        _normalise(strong, data, mirror=second["mirror"]),
+    )
+
+
+def pretrain_dtm(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> tuple[DataNode, ...]:
+    """Jitter, crop, flip: one image. Draws as `shards.draws.pretrain_dtm` makes them.
+
+    The released program jitters the whole image, this graph only what the crop shows. What contrast must know of the
+    rest is the mean gray, after the operations before it: below the crop hangs a panel of pixels picked from the whole
+    image, which goes through the same operations. What remains is that levels are clamped after the resize, not
+    before: up to 1.7 levels in the mean over a photograph, 0.7 on average.
+    """
+    images = fn.decoders.image(encoded, **_decoding(data, gpu))
+    panel = fn.resize(images, size=[_PANEL, data.image_size], interp_type=types.INTERP_NN, antialias=False)
+    crops = _cut(_canvas(images, draws, data), draws, data)
+    crops = jitter(fn.cat(crops, panel, axis=0), draws, first_row=data.image_size)
+    return (_normalise(crops[: data.image_size], data, mirror=draws["mirror"]),)
+
+
+def _canvas(images: DataNode, draws: Nodes, data: Data) -> DataNode:
+    """What crops are cut from: the decoded image (rrc), or that resized and padded by reflection (src)."""
+    if data.crop == "rrc":
+        return images
+    images = fn.resize(images, size=fn.cast(draws["resized"], dtype=types.FLOAT), **_CUBIC)
+    return _reflected(images, data.crop_padding)
+
+
+def _cut(canvas: DataNode, draws: Nodes, data: Data) -> DataNode:
+    """One crop at its final size, image_size on both sides."""
+    if data.crop == "rrc":
+        return _resized(fn.slice(canvas, draws["corner"], draws["shape"], axis_names="HW"), data)
+    side = [data.image_size, data.image_size]
+    return fn.slice(canvas, start=draws["corner"], shape=side, axis_names="HW")
+
+
+def _resized(images: DataNode, data: Data) -> DataNode:
+    return fn.resize(images, size=[data.image_size, data.image_size], **_CUBIC)
+
+
+def _reflected(images: DataNode, padding: int) -> DataNode:
+    """`padding` pixels more at each side, mirrored without the edge itself (fn.pad knows constants only)."""
+    if not padding:
+        return images
+    top = fn.flip(images[1 : padding + 1], vertical=1, horizontal=0)
+    bottom = fn.flip(images[-padding - 1 : -1], vertical=1, horizontal=0)
+    images = fn.cat(top, images, bottom, axis=0)
+    left, right = fn.flip(images[:, 1 : padding + 1]), fn.flip(images[:, -padding - 1 : -1])
+    return fn.cat(left, images, right, axis=1)
 
 
 def evaluate(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> tuple[DataNode, ...]:

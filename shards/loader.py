@@ -20,6 +20,7 @@ import torch
 
 from recipes.schema import Data
 from shards.dataset import Dataset
+from shards.mask_draws import NO_MASK, MaskDraws
 from shards.order import GlobalOrder, micro_positions, num_micro_steps
 from shards.pipelines import Feed, SegmentPipeline, Served
 from shards.segments import (
@@ -41,7 +42,8 @@ class Batch:
     labels: torch.Tensor  # int64 [B], -1 for none
     sample_ids: torch.Tensor  # int64 [B]
     positions: torch.Tensor  # int64 [B], place in the global batch (evaluation: in the given order)
-    noise: torch.Tensor  # float32 [B, num_noise] in [0, 1), the mask's draws
+    noise: torch.Tensor  # float32 [B, n] in [0, 1), from which a model makes its mask; n = 0 if it has no use for it
+    mask: torch.Tensor  # bool [B, N], True = masked: the mask itself where the loader makes it, else N = 0
 
     def first(self, rows: int) -> Batch:
         """The first `rows` samples."""
@@ -51,6 +53,7 @@ class Batch:
             self.sample_ids[:rows],
             self.positions[:rows],
             self.noise[:rows],
+            self.mask[:rows],
         )
 
 
@@ -121,7 +124,7 @@ def _to_torch(served: Served, copy: bool) -> Batch:
         views = tuple(view.clone() for view in views)
         columns = {name: column.clone() for name, column in columns.items()}
         torch.cuda.current_stream(columns["ids"].device).synchronize()
-    return Batch(views, columns["labels"], columns["ids"], columns["positions"], columns["noise"])
+    return Batch(views, *(columns[name] for name in ("labels", "ids", "positions", "noise", "mask")))
 
 
 class _Loader:
@@ -176,7 +179,7 @@ class TrainLoader(_Loader):
         micro_batch: int,
         rank: int,
         world_size: int,
-        num_noise: int,
+        masks: MaskDraws,
         device: torch.device,
         start_step: int = 0,
         total_steps: int,
@@ -184,7 +187,9 @@ class TrainLoader(_Loader):
         most_pairs: int | None = None,
         check_sources: bool = False,
     ) -> None:
-        """`local_world_size` ranks share this node's cores. `most_pairs` per segment; none: what the kernel allows.
+        """`masks` says what `Batch.noise` and `Batch.mask` hold. `local_world_size` ranks share this node's cores.
+
+        `most_pairs` per segment; none: what the kernel allows.
 
         Raises ValueError if the batch sizes do not fit each other or the data.
         """
@@ -198,9 +203,7 @@ class TrainLoader(_Loader):
             for step in range(start_step, total_steps)
             for positions in places
         )
-        feed = _feed(
-            dataset, view, data, seed, device, local_world_size, num_noise=num_noise, check_sources=check_sources
-        )
+        feed = _feed(dataset, view, data, seed, device, local_world_size, masks=masks, check_sources=check_sources)
         segments = cut_segments(batches, dataset.tar, most_pairs or pair_budget(TRAINING_SHARE))
         super().__init__(feed, segments, device)
 
@@ -227,7 +230,7 @@ class EvaluationLoader(_Loader):
         # DALI's batches are all full: the last sample is repeated, and the repeats are dropped by count.
         rows = (np.arange(start, start + batch) for start in range(0, len(ids), batch))
         batches = (MicroBatch(0, ids[np.minimum(row, len(ids) - 1)], row) for row in rows)
-        feed = _feed(dataset, view, data, 0, device, local_world_size, num_noise=0, check_sources=check_sources)
+        feed = _feed(dataset, view, data, 0, device, local_world_size, masks=NO_MASK, check_sources=check_sources)
         segments = cut_segments(batches, dataset.tar, most_pairs or pair_budget(EVALUATION_SHARE))
         super().__init__(feed, segments, device)
 

@@ -27,6 +27,10 @@ class Stream(IntEnum):
     CROP = 2
     FLIP = 3
     MASK = 4
+    MORPH = 5  # DTM's groupings; here the epoch is the optimizer step and the id the block of the global batch
+    JITTER = 6
+    EFFECT = 7
+    BLOCKS = 8  # the rectangles of a block-wise mask; the cells that fill it up come from MASK
 
 
 def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[np.ndarray, ...]:

@@ -1,7 +1,8 @@
 """The contract of the graphs in plain Python: seek, read, PIL. DALI is tested against this.
 
-Slow and obvious on purpose: one image at a time, crop or resize as one would write it by hand. The functions bear the
-names of the graphs (graphs.py) and take one sample's row of the draws (draws.py).
+Slow and obvious on purpose: one image at a time, every step as one would write it by hand and in the order of the
+released programs. The functions bear the names of the graphs (graphs.py) and take one sample's row of the draws
+(draws.py).
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from recipes.schema import Data
 from shards.dataset import Dataset
-from shards.draws import Draws
+from shards.draws import SECOND, Draws, Effect, Jitter
 
 
 def read_image(dataset: Dataset, sample_id: int) -> bytes:
@@ -45,12 +46,66 @@ def _normalise(image: Image.Image, data: Data) -> np.ndarray:
 
 def pretrain_mae(encoded: bytes, draws: Draws, data: Data) -> tuple[np.ndarray, ...]:
     """As `graphs.pretrain_mae`, for one sample: a float32 [3, S, S]."""
-    (top, left), (height, width) = draws["corner"].tolist(), draws["shape"].tolist()
-    crop = decode(encoded).crop((left, top, left + width, top + height))
-    image = crop.resize((data.image_size, data.image_size), Image.Resampling.BICUBIC)
-    if draws["mirror"]:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return (_normalise(image, data),)
+    return (_normalise(framed(decode(encoded), draws, data), data),)
+
+
+def pretrain_lut(encoded: bytes, draws: Draws, data: Data) -> tuple[np.ndarray, ...]:
+    """As `graphs.pretrain_lut`, for one sample: two float32 [3, S, S]."""
+    image = decode(encoded)
+    second = {**draws, **{name.removesuffix(SECOND): row for name, row in draws.items() if name.endswith(SECOND)}}
+    strong = changed(jittered(framed(image, second, data), draws), draws, data.solarize_threshold)
+    return _normalise(framed(image, draws, data), data), _normalise(strong, data)
+
+
+def pretrain_dtm(encoded: bytes, draws: Draws, data: Data) -> tuple[np.ndarray, ...]:
+    """As `graphs.pretrain_dtm`, for one sample: a float32 [3, S, S]."""
+    return (_normalise(framed(jittered(decode(encoded), draws), draws, data), data),)
+
+
+def framed(image: Image.Image, draws: Draws, data: Data) -> Image.Image:
+    """Cropped and mirrored, S x S. Draws as `shards.draws.framing` makes them."""
+    side = data.image_size
+    top, left = draws["corner"].tolist()
+    if data.crop == "rrc":
+        height, width = draws["shape"].tolist()
+        crop = image.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.BICUBIC)
+    else:
+        height, width = draws["resized"].tolist()
+        resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        border = (data.crop_padding, data.crop_padding)
+        padded = np.pad(resized, (border, border, (0, 0)), mode="reflect")
+        crop = Image.fromarray(padded[top : top + side, left : left + side])
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draws["mirror"] else crop
+
+
+def jittered(image: Image.Image, draws: Draws) -> Image.Image:
+    """Colour jitter with one sample's row of `shards.draws.jitters`."""
+    for operation in draws["order"].tolist() if "order" in draws else ():
+        if operation == Jitter.BRIGHTNESS:
+            image = ImageEnhance.Brightness(image).enhance(float(draws["brightness"]))
+        elif operation == Jitter.CONTRAST:
+            image = ImageEnhance.Contrast(image).enhance(float(draws["contrast"]))
+        elif operation == Jitter.SATURATION:
+            image = ImageEnhance.Color(image).enhance(float(draws["saturation"]))
+        elif operation == Jitter.HUE:
+            image = hue_turned(image, float(draws["hue"]))
+    return image
+
+
+def hue_turned(image: Image.Image, sixths: float) -> Image.Image:
+    """The hue turned in PIL's 8-bit HSV, where 255 is a whole turn (torchvision's adjust_hue)."""
+    hue, saturation, value = image.convert("HSV").split()
+    shifted = (np.asarray(hue, np.int64) + round(sixths * 255 / 6)) % 256
+    return Image.merge("HSV", (Image.fromarray(shifted.astype(np.uint8)), saturation, value)).convert("RGB")
+
+
+def changed(image: Image.Image, draws: Draws, threshold: int) -> Image.Image:
+    """Gray, solarized or blurred, with one sample's row of `shards.draws.effects`."""
+    if draws["effect"] == Effect.GRAY:
+        return image.convert("L").convert("RGB")
+    if draws["effect"] == Effect.SOLARIZE:
+        return ImageOps.solarize(image, threshold)
+    return image.filter(ImageFilter.GaussianBlur(float(draws["sigma"][0])))
 
 
 def evaluate(encoded: bytes, draws: Draws, data: Data) -> tuple[np.ndarray, ...]:

@@ -43,6 +43,8 @@ class View:
 
 VIEWS = {
     "pretrain_mae": View(draws.pretrain_mae, graphs.pretrain_mae, reference.pretrain_mae),
+    "pretrain_lut": View(draws.pretrain_lut, graphs.pretrain_lut, reference.pretrain_lut),
+    "pretrain_dtm": View(draws.pretrain_dtm, graphs.pretrain_dtm, reference.pretrain_dtm),
     "evaluate": View(draws.evaluate, graphs.evaluate, reference.evaluate),
 }
 

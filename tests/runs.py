@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "engine" / "train.py"
 BIN = Path(sys.executable).parent
-TIMEOUT = 600  # seconds; generous, because machines are busy
+TIMEOUT = 1200  # seconds; generous, because machines are busy
 
 # A model of 60 thousand parameters: every part of the real one, in milliseconds.
 TINY = (
@@ -40,11 +43,11 @@ def launch(script: Path | str, *arguments: str, launcher: str = "python", ranks:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """One thread per rank, so that numbers do not depend on the machine; compiled extensions would land in `folder`."""
+    """Compiled extensions would land in `folder`; no progress bars."""
     extensions = folder / "torch_extensions"
     extensions.mkdir(parents=True, exist_ok=True)
     path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
-    return os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(extensions), "PATH": path, "CI": "true"}
+    return os.environ | {"TORCH_EXTENSIONS_DIR": str(extensions), "PATH": path, "CI": "true"}
 
 
 @dataclass
@@ -85,12 +88,27 @@ def train(
     succeeds: bool = True,
 ) -> Finished:
     """Train a tiny model into `folder` from `/`, as a user would; its output is shown where it does not succeed."""
-    command = launch(
-        TRAIN, "--recipe", recipe, *TINY, f"run.out={folder}", *arguments, launcher=launcher, ranks=ranks
-    )
+    command = launch(TRAIN, "--recipe", recipe, *TINY, f"run.out={folder}", *arguments, launcher=launcher, ranks=ranks)
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=TIMEOUT, cwd="/", env=environment(folder.parent)
     )
     if succeeds:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return Finished(done.returncode, done.stdout + done.stderr, folder)
+
+
+def kill_when(ready: Callable[[], bool], command: list[str], folder: Path) -> None:
+    """Start a run and kill -9 its launcher and all its ranks as soon as `ready()`."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(folder.parent),
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + TIMEOUT
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(["pkill", "-9", "-f", f"run.out={folder}( |$)"], check=False)  # ranks in sessions of their own
+    while subprocess.run(["pgrep", "-f", f"run.out={folder}( |$)"], capture_output=True).stdout:
+        time.sleep(0.05)

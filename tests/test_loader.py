@@ -17,10 +17,12 @@ from images import encode, jpeg_bytes, smooth_picture
 from tars import make_dataset
 
 from recipes.schema import Data
+from shards.block_masks import BlockMasks
 from shards.dataset import Dataset
 from shards.draws import mask_noise
 from shards.layout import DataError
 from shards.loader import Batch, EvaluationLoader, TrainLoader
+from shards.mask_draws import MaskDraws
 from shards.order import GlobalOrder
 from shards.segments import MicroBatch, cut_segments, pair_budget, run_starts, write_segment
 from shards.suspects import UndecodableSample
@@ -29,6 +31,7 @@ from shards.views import VIEWS
 CPU = torch.device("cpu")
 DATA = Data(image_size=32, threads=1)
 NUM = 37  # samples; a prime, so that nothing divides it
+MASKS = MaskDraws(num_noise=4, blocks=BlockMasks(grid=4, num_masked=7, min_area=2))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def train(dataset: Dataset, **changes: Any) -> TrainLoader:
     settings = {
         "view": "pretrain_mae", "data": DATA, "seed": 5, "global_batch": 12, "micro_batch": 4, "rank": 0,
-        "world_size": 1, "num_noise": 4, "device": CPU, "total_steps": 5, "check_sources": True,
+        "world_size": 1, "masks": MASKS, "device": CPU, "total_steps": 5, "check_sources": True,
     }  # fmt: skip
     return TrainLoader(dataset, **(settings | changes))
 
@@ -54,12 +57,13 @@ Looks = dict[tuple[int, int], tuple[bytes, bytes, int]]
 
 
 def looks(batches: list[Batch], steps_of: list[int]) -> Looks:
-    """(step, sample id) -> the sample's pixels and noise as bytes, and its place in the global batch."""
+    """(step, sample id) -> the sample's pixels, noise and mask as bytes, and its place in the global batch."""
     found: Looks = {}
     for step, batch in zip(steps_of, batches, strict=True):
         for row, sample in enumerate(batch.sample_ids.tolist()):
-            pixels, noise = batch.views[0][row].numpy().tobytes(), batch.noise[row].numpy().tobytes()
-            found[step, sample] = (pixels, noise, int(batch.positions[row]))
+            pixels = b"".join(view[row].numpy().tobytes() for view in batch.views)
+            drawn = batch.noise[row].numpy().tobytes() + batch.mask[row].numpy().tobytes()
+            found[step, sample] = (pixels, drawn, int(batch.positions[row]))
     return found
 
 
@@ -79,6 +83,8 @@ def test_order_labels_positions_and_noise_are_the_pure_functions(dataset: Datase
         assert batch.sample_ids.tolist() == ids.tolist() and batch.positions.tolist() == positions.tolist()
         assert batch.labels.tolist() == (ids % 5).tolist()
         np.testing.assert_array_equal(batch.noise, mask_noise(5, order.epoch(step), ids, 4))
+        assert batch.mask.dtype == torch.bool
+        np.testing.assert_array_equal(batch.mask, MASKS.blocks.masks(5, order.epoch(step), ids))
         assert batch.views[0].shape == (4, 3, 32, 32) and batch.views[0].dtype == torch.float32
         assert (batch.labels.dtype, batch.sample_ids.dtype, batch.noise.dtype) == (
             torch.int64,
@@ -174,7 +180,7 @@ def test_evaluation_serves_each_row_once_in_order(dataset: Dataset, ids: list[in
     assert [row for b in batches for row in b.sample_ids.tolist()] == ids
     assert [row for b in batches for row in b.positions.tolist()] == list(range(len(ids)))
     assert all(len(b.labels) == batch for b in batches[:-1])
-    assert all(len(b.views[0]) == len(b.labels) == len(b.noise) for b in batches)
+    assert all(len(b.views[0]) == len(b.labels) == len(b.noise) == len(b.mask) for b in batches)
 
 
 def mappings(dataset: Dataset) -> int:

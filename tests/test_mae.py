@@ -17,7 +17,8 @@ from engine.models.patches import patchify, unpatchify
 from engine.models.positions import sincos_positions
 from engine.objectives.mae import MaskedAutoencoder
 from engine.schedules import warmup_cosine
-from recipes.schema import Mae, Model
+from recipes.methods import Mae
+from recipes.schema import Model
 
 TINY = Model(embed_dim=32, depth=2, num_heads=2, patch_size=8)
 TINY_MAE = Mae(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)

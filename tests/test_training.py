@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from rank_worker import __file__ as RANK_WORKER
-from runs import ROOT, TIMEOUT, TINY, Finished, environment, launch, read_lines, train
+from runs import TIMEOUT, TINY, TRAIN, Finished, environment, kill_when, launch, read_lines, train
+
+from engine.checkpoints import damage
+from engine.runtime import Runtime
 
 STEPS = 20
 FP32 = ("precision=fp32", f"run.steps={STEPS}", "run.save_every=6")
@@ -71,7 +71,7 @@ def test_killed_and_resumed_is_bitwise_the_same(ranks, one_rank, two_ranks, shar
     """Kill -9 after step 8; step 6 was saved, so steps 7 and 8 are done twice and must come out equal."""
     whole = {1: one_rank, 2: two_ranks}[ranks]
     arguments = (f"data.train={shards}/train", *FP32)
-    kill_after(8, tmp_path / "run", arguments, launcher="deepspeed" if ranks == 2 else "python", ranks=ranks)
+    kill_after(8, tmp_path / "run", *arguments, launcher="deepspeed" if ranks == 2 else "python", ranks=ranks)
     saved = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step_*"))
     assert saved and saved[-1] < f"step_{STEPS:08d}"
     resumed = train(tmp_path / "run", *arguments, "--resume", launcher="torchrun", ranks=ranks)
@@ -79,23 +79,11 @@ def test_killed_and_resumed_is_bitwise_the_same(ranks, one_rank, two_ranks, shar
     assert resumed.losses == whole.losses
 
 
-def kill_after(step: int, folder: Path, arguments: tuple[str, ...], **start) -> None:
-    """Start a run and kill its whole process group as soon as `step` is in its metrics."""
-    command = launch(
-        ROOT / "engine/train.py", "--recipe", "vit_ti_mae_demo", *TINY, f"run.out={folder}", *arguments, **start
-    )
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(folder), start_new_session=True
-    )
+def kill_after(step: int, folder: Path, *arguments: str, **start) -> None:
+    """Start a run and kill it as soon as `step` is in its metrics."""
     metrics = folder / "metrics.jsonl"
-    deadline = time.monotonic() + TIMEOUT
-    while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(0.5)  # ranks of a launcher may be in sessions of their own: they end with their pipes
-    subprocess.run(["pkill", "-9", "-f", f"run.out={folder} "], check=False)
+    command = launch(TRAIN, "--recipe", "vit_ti_mae_demo", *TINY, f"run.out={folder}", *arguments, **start)
+    kill_when(lambda: metrics.exists() and f'"step": {step},' in metrics.read_text(), command, folder)
 
 
 def test_every_stage_and_precision_trains_and_resumes(shards, tmp_path):
@@ -186,3 +174,49 @@ def test_a_broken_checkpoint_is_passed_over(one_rank, shards, tmp_path):
     assert f"{newest}: mp_rank_00_model_states.pt" in resumed.output and "from step 18" in resumed.output
     assert resumed.losses == one_rank.losses
     assert json.loads((folder / "recipe.json").read_text())["name"] == "vit_ti_mae_demo"
+    world = Runtime(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
+    assert damage(folder / "checkpoints" / newest, world) is None, "the broken checkpoint was not replaced"
+    assert list((folder / "checkpoints").glob("broken-step_*"))
+
+
+def test_two_trainings_do_not_share_a_folder(one_rank, shards):
+    """While somebody holds the folder's lock, a second training stops before it writes anything."""
+    import fcntl
+
+    with open(one_rank.folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = train(one_rank.folder, f"data.train={shards}/train", *FP32, "--resume", succeeds=False)
+    assert second.returncode == 2 and "another training is writing there" in second.output
+
+
+def test_a_finished_run_resumed_is_still_finished(one_rank, shards):
+    again = train(one_rank.folder, f"data.train={shards}/train", *FP32, "run.eval_every=10", "--resume")
+    assert "resume      from step 20" in again.output and len(again.metrics) == STEPS
+
+
+def test_a_run_that_diverges_stops_before_it_saves(shards, tmp_path):
+    arguments = (f"data.train={shards}/train", "precision=fp32", "run.steps=40", "optim.lr=1e20", "optim.clip_grad=0")
+    run = train(tmp_path / "run", *arguments, "run.save_every=1", "run.log_every=40", succeeds=False)
+    assert run.returncode == 1 and "the loss became" in run.output and "Traceback" not in run.output
+    from safetensors.torch import load_file
+
+    weights = load_file(run.newest_checkpoint() / "encoder/model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_validation_with_other_classes_is_refused(shards, tmp_path):
+    from conftest import make_shards
+    from images import make_class_folders
+
+    make_class_folders(tmp_path / "images", classes=3, per_class=4, seed=2)
+    val = make_shards(tmp_path / "images", tmp_path / "val", samples_per_shard=20)
+    run = train(tmp_path / "run", f"data.train={shards}/train", f"data.val={val}", *FP32, succeeds=False)
+    assert run.returncode == 2 and "class 3 is nothing, in data.train" in run.output
+
+
+def test_allowed_changes_never_reach_the_tensors(one_rank, shards):
+    changed = train(
+        one_rank.folder, f"data.train={shards}/train", *FP32, "model.depth=3", "--resume", "--allow-changes",
+        succeeds=False,
+    )  # fmt: skip
+    assert changed.returncode == 2 and "holds other tensors (model.depth: 2 -> 3)" in changed.output

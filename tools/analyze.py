@@ -35,7 +35,7 @@ def draw_reconstructions(checkpoint: Path, data: Path, num_images: int, out: Pat
     from PIL import Image
 
     from engine.analyses.reconstructions import reconstructions
-    from engine.evaluation.neighbours import spread
+    from engine.evaluation.features import spread
     from engine.export import read_objective
     from shards.dataset import open_dataset
     from shards.draws import mask_noise

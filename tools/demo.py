@@ -20,6 +20,8 @@ from rich.console import Console
 
 PER_CLASS = {"train": 200, "val": 50}  # crops of each of the 18 photographs
 RECIPE = "vit_ti_mae_demo"
+MARK = ".maskwright-demo"  # says that a folder is ours to empty
+MADE = ("images", "shards", "mae", "summary.json", "reconstructions.png")
 EXAMPLE = "example:\n  python tools/demo.py --out runs/demo --seed 1"
 
 console = Console(highlight=False, soft_wrap=True)
@@ -60,11 +62,14 @@ def heading(text: str) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove an earlier demo, and nothing else: a folder that is not a demo's is left alone."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / "images").is_dir():
-            raise SystemExit(f"--out {out}: holds something that is not a demo; choose another folder")
-        shutil.rmtree(out)
+    """Remove what an earlier demo made, and nothing else: a folder without the demo's mark is left alone."""
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        raise SystemExit(f"--out {out}: is not empty and was not made by the demo; choose another folder")
+    for name in MADE:
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
 
 
 def make_images(out: Path, seed: int) -> None:

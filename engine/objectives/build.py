@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from engine.objectives.contract import Objective
+from engine.objectives.dtm import DynamicTokenMorphing
+from engine.objectives.lut import ContextualAutoencoder
 from engine.objectives.mae import MaskedAutoencoder
-from recipes.schema import Mae, Recipe
-
-OBJECTIVES = {Mae: MaskedAutoencoder}
+from engine.teachers import open_teacher
+from recipes.methods import Dtm, Lut, Mae
+from recipes.schema import Recipe
 
 
 def build_objective(recipe: Recipe) -> Objective:
     """The recipe's objective with fresh weights from torch's current seed."""
-    return OBJECTIVES[type(recipe.objective)](recipe.objective, recipe.model, recipe.data.image_size)
+    return BUILDERS[type(recipe.objective)](recipe)
+
+
+def build_mae(recipe: Recipe) -> MaskedAutoencoder:
+    return MaskedAutoencoder(recipe.objective, recipe.model, recipe.data.image_size)
+
+
+def build_lut(recipe: Recipe) -> ContextualAutoencoder:
+    return ContextualAutoencoder(recipe.objective, recipe.model, recipe.data.image_size)
+
+
+def build_dtm(recipe: Recipe) -> DynamicTokenMorphing:
+    """The teacher is opened by it; ValueError where it cannot be."""
+    return DynamicTokenMorphing(
+        recipe.objective,
+        recipe.model,
+        recipe.data.image_size,
+        teacher=open_teacher(recipe),
+        seed=recipe.run.seed,
+    )
+
+
+BUILDERS = {Mae: build_mae, Lut: build_lut, Dtm: build_dtm}

@@ -10,8 +10,10 @@ from engine.models.decoder import Decoder
 from engine.models.encoders import MaskedVisionTransformer
 from engine.models.patches import patchify
 from engine.objectives.contract import Objective
-from recipes.schema import Mae, Model
+from recipes.methods import Mae
+from recipes.schema import Model
 from shards.loader import Batch
+from shards.mask_draws import MaskDraws
 
 PIXEL_EPS = 1e-6  # in the variance of a patch's pixels
 
@@ -25,7 +27,8 @@ class MaskedAutoencoder(Objective):
         super().__init__()
         self.settings = settings
         self.patch_size = model.patch_size
-        self.num_noise = num_patches = (image_size // model.patch_size) ** 2
+        num_patches = (image_size // model.patch_size) ** 2
+        self.masks = MaskDraws(num_noise=num_patches)
         self.encoder = MaskedVisionTransformer(model, image_size)
         self.decoder = Decoder(
             model.embed_dim,

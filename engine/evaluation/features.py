@@ -1,0 +1,70 @@
+"""Features of a data set by a frozen encoder: what k-NN and probes work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.runtime import Runtime
+from recipes.schema import Recipe
+from shards.dataset import Dataset
+from shards.loader import EvaluationLoader
+
+Encode = Callable[[Tensor], Tensor]  # images [B, 3, S, S] -> features [B, D]
+
+
+class Labelled(NamedTuple):
+    """Features fp32 [n, D] and labels int64 [n] of the same images, on the device."""
+
+    features: Tensor
+    labels: Tensor
+
+
+def mean_token(encoder: nn.Module) -> Encode:
+    """Mean of the patch tokens after the last norm: the class token of masked modelling describes nothing by itself."""
+    return lambda images: encoder(images)[:, 1:].float().mean(dim=1)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """The image itself as its feature."""
+    return images.flatten(1)
+
+
+def spread(num_samples: int, limit: int) -> np.ndarray:
+    """At most `limit` ids of 0 .. num_samples - 1, evenly spread (shards were shuffled when they were made)."""
+    return np.unique(np.linspace(0, num_samples - 1, min(limit, num_samples)).round().astype(np.int64))
+
+
+@torch.no_grad()
+def extract(encode: Encode, dataset: Dataset, limit: int, recipe: Recipe, runtime: Runtime) -> Labelled:
+    """Features of at most `limit` samples, in order, on every rank; the ranks share the work. Collective."""
+    part = np.array_split(spread(len(dataset), limit), runtime.world_size)[runtime.rank]
+    features, labels = [], []
+    if len(part):
+        loader = EvaluationLoader(
+            dataset,
+            part,
+            data=recipe.data,
+            batch=recipe.evaluation.batch,
+            device=runtime.device,
+            local_world_size=runtime.local_world_size,
+        )
+        with loader, torch.autocast(runtime.device.type, torch.bfloat16, enabled=recipe.precision != "fp32"):
+            for batch in loader:
+                features.append(encode(batch.views[0]).float().clone())
+                labels.append(batch.labels.clone())
+    return Labelled(gather(features, runtime), gather(labels, runtime))
+
+
+def gather(parts: list[Tensor], runtime: Runtime) -> Tensor:
+    """The rows of all ranks, in rank order; ranks may hold different numbers of rows, or none."""
+    if runtime.world_size == 1:
+        return torch.cat(parts)
+    gathered: list = [None] * runtime.world_size
+    dist.all_gather_object(gathered, torch.cat(parts).cpu() if parts else None)
+    return torch.cat([rows for rows in gathered if rows is not None]).to(runtime.device)

@@ -1,0 +1,128 @@
+"""Token morphing: which tokens of an image are alike, and a loss between the means of the groups (DTM, section 3).
+
+The tokens of the targets are merged step by step: each step divides them into two sets by the parity of their place,
+finds for every token of the first set its most similar token of the second, and merges the best pairs. What comes out
+is a partition of the tokens of each image. Students and targets are then compared group by group, each group weighted
+by its size: equal to giving every token its group's mean and comparing token by token (specs: performance, 2).
+
+Pure tensor functions. Sums over groups are matrix products with the membership, not scattered additions: on a GPU the
+latter add in a random order, and a resumed run would differ from an unbroken one. Shapes depend on (removed,
+num_steps) only, so nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIZE_EPS = 1e-6  # added to a group's size; the released program has it, and the goldens show it
+NORMALIZE_EPS = 1e-6  # in the variance of a normalised target
+COSINE_EPS = 1e-6
+
+
+class Groups(NamedTuple):
+    """A partition of the N tokens of each image into G groups, none of them empty."""
+
+    labels: Tensor  # int64 [B, N], group of every token, 0 ... G - 1
+    membership: Tensor  # [B, G, N] of 0 and 1, in the dtype of the targets
+    sizes: Tensor  # [B, G], tokens of every group, in the same dtype
+
+
+def removed_per_step(removed: int, num_steps: int, num_tokens: int) -> int:
+    """Tokens that each of `num_steps` steps removes, so that all of them remove about `removed` of `num_tokens`.
+
+    Rounded up, unless that would remove more tokens than there are (specs: dtm, 1.5).
+    """
+    rounded_up = math.ceil(removed / num_steps)
+    return removed // num_steps if rounded_up * num_steps > num_tokens else rounded_up
+
+
+@torch.no_grad()
+def group_tokens(targets: Tensor, removed: int, num_steps: int) -> Groups:
+    """Partition the tokens of `targets` [B, N, T] in `num_steps` steps that aim at N - `removed` groups.
+
+    A step removes less than half of the tokens it finds, so G may be larger. Token 0 always stays alone: the released
+    program protects it in the belief that it is a class token, and its results come from that.
+    """
+    per_step = removed_per_step(removed, num_steps, targets.shape[1])
+    labels = torch.arange(targets.shape[1], device=targets.device).expand(targets.shape[:2])
+    tokens, sizes = targets, targets.new_ones(targets.shape[:2])
+    for _ in range(num_steps):
+        num_merged = min(per_step, (tokens.shape[1] - 1) // 2)
+        if num_merged == 0:
+            break
+        places = merge_places(tokens, num_merged)
+        step = membership_of(places, tokens.shape[1] - num_merged, tokens.dtype)
+        sums, sizes = step @ (tokens * sizes[..., None]), (step @ sizes[..., None])[..., 0]
+        tokens = sums / sizes[..., None]
+        labels = places.gather(1, labels)
+    membership = membership_of(labels, tokens.shape[1], targets.dtype)
+    return Groups(labels, membership, sizes)
+
+
+def merge_places(tokens: Tensor, num_merged: int) -> Tensor:
+    """Where each of the tokens [B, t, T] goes when `num_merged` of those in even places join one in an odd place.
+
+    int64 [B, t] of places 0 ... t - num_merged - 1: the even tokens that stay, in their order, then the odd ones. Of
+    equal similarities the lower place counts as the greater one.
+    """
+    directions = F.normalize(tokens, dim=-1, eps=torch.finfo(tokens.dtype).tiny)
+    similarity, partner = (directions[:, 0::2] @ directions[:, 1::2].mT).max(dim=-1)  # [B, even]; the first maximum
+    similarity[:, 0] = -torch.inf
+    merged_ids = similarity.argsort(dim=1, descending=True, stable=True)[:, :num_merged]
+    merged = torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, merged_ids, True)
+    num_kept = similarity.shape[1] - num_merged
+    places = torch.empty(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+    places[:, 0::2] = torch.where(merged, num_kept + partner, (~merged).cumsum(dim=1) - 1)
+    places[:, 1::2] = torch.arange(num_kept, num_kept + tokens.shape[1] // 2, device=tokens.device)
+    return places
+
+
+def membership_of(labels: Tensor, num_groups: int, dtype: torch.dtype) -> Tensor:
+    """[B, num_groups, N] with 1 where a token [B, N] has the group's label, else 0."""
+    groups = torch.arange(num_groups, device=labels.device)
+    return (labels[:, None, :] == groups[:, None]).to(dtype)
+
+
+def morph(tokens: Tensor, groups: Groups) -> Tensor:
+    """Means of the groups [B, G, T] of tokens [B, N, T]."""
+    return (groups.membership @ tokens) / (groups.sizes[..., None] + SIZE_EPS)
+
+
+def unmorph(means: Tensor, groups: Groups) -> Tensor:
+    """Every token's group mean: [B, G, T] -> [B, N, T]."""
+    return means.gather(1, groups.labels[..., None].expand(-1, -1, means.shape[-1]))
+
+
+def morphed_loss(
+    predictions: Tensor, targets: Tensor, groups: Groups, *, kind: str, beta: float, normalize_target: bool
+) -> Tensor:
+    """Mean over images, tokens and channels of the distance between group means of predictions and targets [B, N, T].
+
+    Computed over groups weighted by size, which equals the mean over un-morphed tokens.
+    """
+    means, target_means = morph(predictions, groups), morph(targets, groups)
+    if normalize_target:
+        target_means = normalize_channels(target_means)
+    weight = groups.sizes / groups.labels.shape[1]  # sums to 1 over the groups
+    return (distance(means, target_means, kind, beta) * weight).sum(dim=1).mean()
+
+
+def distance(predictions: Tensor, targets: Tensor, kind: str, beta: float) -> Tensor:
+    """Distance of each vector [..., T], averaged over its channels: [...]."""
+    if kind == "negcosine":
+        return 1 - F.cosine_similarity(predictions, targets, dim=-1, eps=COSINE_EPS)
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(predictions, targets, beta=beta, reduction="none").mean(dim=-1)
+    error = predictions - targets
+    return (error.abs() if kind == "l1" else error.square()).mean(dim=-1)
+
+
+def normalize_channels(vectors: Tensor) -> Tensor:
+    """Each vector [..., T] with mean 0 and (unbiased) variance 1 over its channels."""
+    mean, variance = vectors.mean(dim=-1, keepdim=True), vectors.var(dim=-1, keepdim=True)
+    return (vectors - mean) / (variance + NORMALIZE_EPS).sqrt()

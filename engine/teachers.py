@@ -1,0 +1,176 @@
+"""Frozen networks whose patch features are to be predicted: CLIP, one of our own encoders, or any ViT of timm.
+
+An objective holds its teacher by `keep_outside`: in nobody's parameters() or state dict, not divided by ZeRO, not
+saved, never set to training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from engine.foreign import from_clip
+from engine.models import vision_library  # noqa: F401  timm imports only after it
+from engine.teacher_sources import CLIP, TeacherSource, find_teacher
+from recipes.methods import Dtm
+from recipes.schema import Data, Recipe
+
+# isort: split
+import timm
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_WIDTH = 512  # of its visual projection
+
+
+class Teacher(nn.Module):
+    """A timm model, computed in `dtype`.
+
+    `identity` is the sha256 of its weights (names and fp32 values), `width` the length T of its targets, `num_patches`
+    how many there are per image.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, rescale: tuple[Tensor, Tensor] | None = None) -> None:
+        """`rescale` = (factor, offset) [3, 1, 1] each turns the student's images into the teacher's."""
+        super().__init__()
+        self.identity = weights_hash(network)
+        self.network = network.to(dtype)
+        self.dtype = dtype
+        factor, offset = rescale or (None, None)
+        self.register_buffer("factor", factor)
+        self.register_buffer("offset", offset)
+        self.num_patches: int = network.patch_embed.num_patches
+        self.width: int = network.num_classes or network.num_features
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Features fp32 [B, N, T] of every patch of images [B, 3, S, S], normalised as the student sees them.
+
+        The last norm is applied to all tokens, the class token is dropped, and CLIP's visual projection follows where
+        the network has it as its head. Nothing is normalised (specs: dtm, 1.3).
+        """
+        if self.factor is not None:
+            images = images * self.factor + self.offset
+        with torch.autocast(images.device.type, enabled=False):
+            tokens = self.network.forward_features(images.to(self.dtype))
+            return self.network.head(tokens[:, self.network.num_prefix_tokens :]).float()
+
+
+def open_teacher(recipe: Recipe) -> Teacher:
+    """The teacher of a DTM recipe, in bf16 unless the run is in fp32.
+
+    ValueError where it is not there, is something else than it should be, or has another number of patches.
+    """
+    source = find_teacher(recipe.teacher)
+    if source is None:
+        raise ValueError(f"teacher={recipe.teacher}: neither a file of weights nor a folder with an exported encoder")
+    with torch.random.fork_rng(devices=[]):  # its first, random weights must not change the student's
+        network = open_network(source, recipe.data.image_size)
+    dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
+    clip_input = isinstance(recipe.objective, Dtm) and recipe.objective.teacher_norm == "clip"
+    teacher = Teacher(network, dtype, to_clip_input(recipe.data) if clip_input else None)
+    if teacher.num_patches != recipe.num_patches:
+        raise ValueError(
+            f"teacher={recipe.teacher}: sees {teacher.num_patches} patches where the student has {recipe.num_patches} "
+            "(data.image_size / model.patch_size, squared); choose a teacher with the same grid"
+        )
+    return teacher
+
+
+def to_clip_input(data: Data) -> tuple[Tensor, Tensor]:
+    """Factor and offset [3, 1, 1] from images normalised by `data` to images normalised as CLIP was trained on."""
+    mean, std, clip_mean, clip_std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std, CLIP_MEAN, CLIP_STD))
+    return std / clip_std, (mean - clip_mean) / clip_std
+
+
+def open_network(source: TeacherSource, image_size: int) -> nn.Module:
+    """The teacher as a timm model whose head is its projection, or nothing."""
+    if source.kind == "folder":
+        return timm.create_model(f"local-dir:{source.place}", pretrained=True, num_classes=0)
+    if source.kind == "file":
+        network = clip_network(image_size)
+        load_clip(network, read_weights(Path(source.place)), f"teacher={source.place}")
+        return network
+    # timm gives its CLIP models the projection as a head; a classifier of ImageNet is no feature.
+    head = {} if "_clip_" in source.place else {"num_classes": 0}
+    try:
+        return timm.create_model(source.place, pretrained=True, img_size=image_size, **head)
+    except (RuntimeError, OSError) as error:  # an unknown name, or no network
+        raise ValueError(f"teacher=timm:{source.place}: timm could not provide it: {error}") from error
+
+
+def clip_network(image_size: int, **changes: int) -> nn.Module:
+    """CLIP's image tower ViT-B/16 with QuickGELU, its visual projection as head; `changes` are timm's arguments."""
+    arguments = {"num_classes": CLIP_WIDTH, **changes}
+    return timm.create_model(CLIP.partition(".")[0], img_size=image_size, **arguments)
+
+
+def load_clip(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Put CLIP's weights, under OpenAI's or timm's names, into `network`; ValueError where they are not its weights."""
+    weights = from_clip(state)
+    if "pos_embed" in weights:
+        weights["pos_embed"] = resize_positions(weights["pos_embed"], network.patch_embed.grid_size[0])
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]
+        found = ", ".join(list(state)[:3])
+        raise ValueError(f"{what}: not CLIP's ViT-B/16 ({reason}); the file begins with {found}") from error
+
+
+def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
+    """Position table [1, 1 + M, D] of a square grid for another one: [1, 1 + grid_size^2, D].
+
+    Bicubic with the scale (grid_size + 0.1) / sqrt(M), as the released program does for other image sizes (specs: dtm,
+    1.3). The same grid is left as it is.
+    """
+    cls, patches = positions[:, :1], positions[:, 1:]
+    side = round(patches.shape[1] ** 0.5)
+    if side == grid_size:
+        return positions
+    table = patches.transpose(1, 2).unflatten(2, (side, side)).float()
+    scale = (grid_size + 0.1) / side
+    resized = F.interpolate(table, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([cls, resized.flatten(2).transpose(1, 2).to(cls.dtype)], dim=1)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name of a .safetensors file or of one that torch wrote, TorchScript included (OpenAI's is).
+
+    Nothing in the file is executed. ValueError where it is no such file.
+    """
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        content = load_pickle(path)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"teacher={path}: not a file of weights ({str(error).splitlines()[0]})") from error
+    for key in ("state_dict", "model"):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise ValueError(f"teacher={path}: holds a {type(content).__name__}; a state dict is needed")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def load_pickle(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise
+        return dict(torch.jit.load(path, map_location="cpu").state_dict())
+
+
+def weights_hash(network: nn.Module) -> str:
+    """sha256 over names, shapes and fp32 values of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,273 @@
+"""DTM against the numbers of the released program; its draws, its learning rates and its recipes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from golden_files import read, state
+from tiny_dtm import TINY, batch_of, part_of, tiny
+from torch import nn
+
+from engine.foreign import load_dtm
+from engine.models.beit import MaskedBeit, beit_arguments
+from engine.objectives.dtm import Draw, DynamicTokenMorphing
+from engine.params import parameter_groups
+from engine.plan import make_plan
+from engine.schedules import warmup_cosine
+from recipes import registry, sizes
+from recipes.methods import Dtm
+from recipes.overrides import apply_overrides, leaves
+from recipes.schema import Model
+
+# isort: split
+import timm
+
+# --- the student ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    return read("dtm_student_both_rpb.npz")
+
+
+@pytest.fixture(scope="module")
+def released(golden) -> DynamicTokenMorphing:
+    """Our module with the released program's weights, in float64, drawing what the golden drew."""
+    objective = tiny().double()
+    load_dtm(objective, state(golden, "w."))
+    drawn = [Draw(int(m), int(k)) for m, k in zip(golden["m"], golden["k"], strict=True)]
+    objective.draws = lambda block, step, num_tokens: drawn
+    return objective
+
+
+def test_student_and_loss_are_the_released_ones(golden, released):
+    images, mask = torch.from_numpy(golden["x"]), torch.from_numpy(golden["mask"]).flatten(1)
+    tokens = released.encoder(images, mask, released.mask_token)
+    torch.testing.assert_close(tokens, torch.from_numpy(golden["features_with_cls"]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(tokens[:, 1:], torch.from_numpy(golden["patch_features"]), rtol=0, atol=1e-12)
+    predictions = released.predict(images, mask)
+    torch.testing.assert_close(predictions, torch.from_numpy(golden["head_out"]), rtol=0, atol=1e-12)
+    unmasked = released.predict(images, None)
+    torch.testing.assert_close(unmasked, torch.from_numpy(golden["head_out_nomask"]), rtol=0, atol=1e-12)
+    targets, blocks = torch.from_numpy(golden["v"]), torch.zeros(2, dtype=torch.int64)
+    loss = released.compare(predictions, targets, blocks, 0)["loss"]
+    assert loss.item() == pytest.approx(float(golden["loss"]), abs=1e-12)
+    loss.backward()
+    theirs = tiny().double()
+    load_dtm(theirs, state(golden, "w.") | state(golden, "g."))  # the importer's names serve for gradients too
+    expected, compared = dict(theirs.named_parameters()), 0
+    for name, parameter in released.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].data, rtol=1e-6, atol=1e-9, msg=name)
+        compared += 1
+    assert compared == len(state(golden, "g."))
+
+
+def test_student_without_mask_is_timms(released):
+    """Same keys, same tokens: what is exported is timm's model."""
+    plain = timm.create_model("beit_base_patch16_224", **beit_arguments(TINY, 32)).double()
+    plain.load_state_dict(released.encoder.state_dict(), strict=True)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    nothing = torch.zeros(2, 16, dtype=torch.bool)
+    expected = plain.forward_features(images)
+    torch.testing.assert_close(released.encoder(images), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(released.encoder(images, nothing, released.mask_token), expected, rtol=0, atol=1e-12)
+
+
+def test_a_masked_patch_is_not_seen(released):
+    batch = batch_of(2)
+    images, changed = batch.views[0].double(), batch.views[0].double().clone()
+    row, column = divmod(batch.mask[0].nonzero()[0].item(), 4)
+    changed[0, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] += 1
+    assert (released.predict(changed, batch.mask) == released.predict(images, batch.mask)).all()
+    assert (released.predict(changed, None) != released.predict(images, None)).any()
+
+
+def test_sixteen_bit_weights_and_buffers_of_32():
+    """What DeepSpeed's bf16 mode makes of the model: parameters are cast, timm's constant k_bias is not."""
+    objective, exact = tiny().bfloat16(), tiny()
+    for block in objective.encoder.blocks:
+        block.attn.k_bias = block.attn.k_bias.float()
+    loss = objective(batch_of(4), 0)["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact(batch_of(4), 0)["loss"].item(), rel=0.02)
+
+
+def test_initial_weights():
+    """Specification, section 1.4: truncated at one standard deviation, deeper branches smaller, tables zero."""
+    torch.manual_seed(0)
+    encoder = MaskedBeit(Model(architecture="beit", embed_dim=192, depth=3, num_heads=3, init_values=0.1), 224)
+    for weight in (encoder.patch_embed.proj.weight, encoder.blocks[1].attn.qkv.weight, encoder.cls_token):
+        assert weight.abs().max() <= 0.02
+    assert encoder.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02 * 0.5396, rel=0.02)
+    for number, block in enumerate(encoder.blocks, start=1):
+        for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
+            assert weight.abs().max().item() == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.02)
+        assert (block.gamma_1 == 0.1).all() and (block.gamma_2 == 0.1).all()
+        assert (block.attn.relative_position_bias_table == 0).all() and (block.attn.q_bias == 0).all()
+    assert (encoder.rel_pos_bias.relative_position_bias_table == 0).all()
+    assert (encoder.patch_embed.proj.bias == 0).all() and (encoder.blocks[2].mlp.fc1.bias == 0).all()
+    objective = tiny()
+    assert objective.mask_token.abs().max() <= 0.02 and objective.head.weight.abs().max() <= 0.02
+    assert (objective.head.bias == 0).all()
+
+
+def test_number_of_parameters():
+    """ViT-S with a head of 512 (measured on the released program); the mask token and the class token included."""
+    encoder = MaskedBeit(registry.load("vit_s_dtm").model, 224)
+    head_and_mask_token = 384 * 512 + 512 + 384
+    assert sum(p.numel() for p in encoder.parameters()) + head_and_mask_token == 21_849_224
+
+
+def test_weight_decay_is_the_released_one(golden):
+    """Which parameters decay, by the released program's own list (it has a position table that our model has not)."""
+    released = read("dtm_optim.npz")
+    decay = dict(zip(released["pretrain_names"].tolist(), released["pretrain_wd"].tolist(), strict=True))
+    decay.pop("pos_embed")
+    objective = tiny()
+    groups = parameter_groups(objective, 0.05, objective.no_decay)
+    ours = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    named = {name.removeprefix("encoder.").replace("head.", "lm_head."): p for name, p in objective.named_parameters()}
+    assert {name: ours[id(parameter)] for name, parameter in named.items()} == decay
+    assert "pos_embed" in objective.no_decay
+
+
+# --- groupings ------------------------------------------------------------------------------------------------------
+
+
+def test_loss_and_gradient_do_not_depend_on_the_division_of_the_batch():
+    """All images at once, or in micro-batches that do and do not respect the blocks that share their draws."""
+    objective = tiny(Dtm(num_masked=6, images_per_draw=16)).double()
+    batch = batch_of(40, first=8)  # blocks of 8, 16 and 16 images
+    batch.views = (batch.views[0].double(),)
+    whole = objective(batch, 3)
+    whole["loss"].backward()
+    gradient = objective.head.weight.grad.clone()
+    for cuts in ([0, 8, 24, 40], [0, 10, 20, 30, 40], [0, 1, 40]):
+        objective.zero_grad()
+        loss = groups = 0.0
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            metrics = objective(part_of(batch, slice(start, end)), 3)
+            (metrics["loss"] * (end - start) / 40).backward()
+            loss += metrics["loss"].item() * (end - start) / 40
+            groups += metrics["groups"].item() * (end - start) / 40
+        assert loss == pytest.approx(whole["loss"].item(), rel=1e-7)  # targets are fp32
+        assert groups == pytest.approx(whole["groups"].item())
+        torch.testing.assert_close(objective.head.weight.grad, gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_draws_are_functions_of_seed_step_and_block():
+    objective = tiny()
+    place = (3, 17, 196)
+    assert objective.draws(*place) == tiny().draws(*place)
+    others = [objective.draws(4, 17, 196), objective.draws(3, 18, 196), tiny(seed=1).draws(*place)]
+    assert objective.draws(*place) not in others
+    assert len(objective.draws(*place)) == 2 and objective.draws(*place)[0] != objective.draws(*place)[1]
+
+
+def test_draws_are_uniform():
+    """Removed tokens in 0 ... 196 and steps in 1 ... 14, both ends included, for each of the two groupings."""
+    objective = tiny()
+    drawn = np.array([objective.draws(block, step, 196) for step in range(500) for block in range(8)])  # [4000, 2, 2]
+    for grouping in (0, 1):
+        removed, steps = drawn[:, grouping, 0], drawn[:, grouping, 1]
+        assert removed.min() == 0 and removed.max() == 196 and set(steps) == set(range(1, 15))
+        assert abs(removed.mean() - 98) < 4 * 57 / 4000**0.5 and abs(steps.mean() - 7.5) < 4 * 4.03 / 4000**0.5
+        assert np.bincount(steps).max() < 4000 / 14 + 5 * (4000 / 14) ** 0.5
+    assert abs(np.corrcoef(drawn.reshape(4000, 4).T) - np.eye(4)).max() < 0.07
+
+
+def test_without_morphing_it_is_the_distance_token_by_token():
+    objective = tiny(Dtm(num_masked=6, max_removed=0, num_schedules=1)).double()
+    batch = batch_of(4)
+    images = batch.views[0].double()
+    predictions, targets = objective.predict(images, batch.mask), objective.teacher(images).double()
+    error = nn.functional.smooth_l1_loss(predictions, targets, beta=2.0)
+    batch.views = (images,)
+    metrics = objective(batch, 0)
+    assert metrics["loss"].item() == pytest.approx(error.item(), rel=1e-5) and metrics["groups"] == 16
+
+
+def test_training_leaves_the_teacher_alone():
+    """It is nowhere where training could find it, and after steps it has the same bits; the student has not."""
+    objective = tiny()
+    theirs = {id(p) for p in objective.teacher.parameters()}
+    assert theirs and not theirs & {id(p) for p in objective.parameters()}
+    assert not any("teacher" in name for name in [*objective.state_dict(), *dict(objective.named_modules())])
+    assert objective.facts() == {"teacher": objective.teacher.identity}
+    before = [p.clone() for p in objective.teacher.parameters()]
+    start = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    objective.train().to(torch.float64).to(torch.float32)
+    assert not objective.teacher.training and not objective.teacher.network.training
+    optimizer = torch.optim.AdamW(parameter_groups(objective, 0.05, objective.no_decay), lr=1e-3)
+    for step in range(3):
+        objective(batch_of(4), step)["loss"].backward()
+        optimizer.step()
+    assert all((old == new).all() for old, new in zip(before, objective.teacher.parameters(), strict=True))
+    assert all(p.grad is None and not p.requires_grad for p in objective.teacher.parameters())
+    for name, parameter in objective.named_parameters():
+        assert parameter.grad.abs().sum() > 0 and (parameter != start[name]).any(), name
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "scale"), [("s", 0.1), ("b", 0.1), ("l", 1e-5)])
+def test_recipes_have_the_papers_numbers(name, scale):
+    """Specification of DTM, sections 1.1 to 1.7 with the recommendations of section 2."""
+    values, plain = leaves(registry.load(f"vit_{name}_dtm")), getattr(sizes, f"VIT_{name.upper()}")
+    expected = {
+        "model.architecture": "beit", "model.init_values": scale, "model.embed_dim": plain.embed_dim,
+        "model.depth": plain.depth, "model.num_heads": plain.num_heads, "model.patch_size": 16, "model.drop_path": 0.0,
+        "objective.num_masked": 75, "objective.min_block": 16, "objective.num_schedules": 2,
+        "objective.max_removed": None, "objective.max_steps": 14, "objective.images_per_draw": 128,
+        "objective.loss": "smooth_l1", "objective.beta": 2.0, "objective.normalize_target": False,
+        "objective.teacher_norm": "student", "optim.global_batch": 1024, "optim.blr": 1.5e-3,
+        "optim.lr_rule": "sqrt_2048", "optim.lr": None, "optim.min_lr": 1e-5, "optim.warmup_epochs": 10,
+        "optim.warmup_end": "within", "optim.weight_decay": 0.05, "optim.betas": (0.9, 0.98), "optim.eps": 1e-8,
+        "optim.clip_grad": 3.0, "run.epochs": 300, "data.scale": (0.2, 1.0), "data.image_size": 224,
+        "data.brightness": 0.4, "data.contrast": 0.4, "data.saturation": 0.4, "data.hue": 0.0, "data.jitter_prob": 1.0,
+        "data.crop": "rrc", "data.mean": (0.485, 0.456, 0.406), "data.hflip": 0.5, "teacher": "",
+    }  # fmt: skip
+    assert {path: values[path] for path in expected} == expected
+    assert registry.load(f"vit_{name}_dtm").optim.peak_lr == pytest.approx(1.5e-3 * 0.5**0.5, rel=1e-15)
+
+
+def test_the_papers_learning_rate_is_a_recipe():
+    assert registry.load("vit_b_dtm_paper_lr").optim.peak_lr == 1.5e-4
+
+
+def test_learning_rates_are_the_released_ones():
+    """Five epochs of seven steps, with and without warm-up, after the released program's own table."""
+    golden = read("dtm_optim.npz")
+    for warmup, peak, minimum in ((2, 1.5e-3 * 0.5**0.5, 1e-5), (0, 5e-4, 1e-6)):
+        shape = dict(peak=peak, minimum=minimum, warmup=7 * warmup, total=35, peak_within=True)
+        ours = [warmup_cosine(step, **shape) for step in range(35)]
+        np.testing.assert_allclose(ours, golden[f"lr_e5_n7_w{warmup}"], rtol=1e-12)
+
+
+def test_plan_of_a_recipe_has_the_released_schedule():
+    recipe = apply_overrides(registry.load("vit_b_dtm"), ["run.epochs=5", "optim.warmup_epochs=2"])
+    plan = make_plan(recipe, 7 * 1024, 1)
+    np.testing.assert_allclose([plan.lr(step) for step in range(35)], read("dtm_optim.npz")["lr_e5_n7_w2"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("objective.num_masked=300", "objective.num_masked=300: an image has 196 patches"),
+        ("model.architecture=vit", "model.init_values=0.1"),
+        ("objective.beta=0", "must be positive"),
+    ],
+)
+def test_impossible_settings(override, fragment):
+    with pytest.raises(ValueError, match=fragment.replace("(", r"\(")):
+        apply_overrides(registry.load("vit_b_dtm"), [override])
+
+
+def test_methods_and_architectures_must_match():
+    with pytest.raises(ValueError, match="model.architecture=beit: this objective trains the architecture vit"):
+        apply_overrides(registry.load("vit_b_mae"), ["model.architecture=beit"])
+    with pytest.raises(ValueError, match="teacher=x: this objective has no frozen teacher"):
+        apply_overrides(registry.load("vit_b_mae"), ["teacher=x"])

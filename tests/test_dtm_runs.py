@@ -1,0 +1,65 @@
+"""DTM through the whole program: masks, DeepSpeed, a teacher of our own making; one and two ranks, and a resume."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from rank_worker import __file__ as RANK_WORKER
+from runs import TIMEOUT, Finished, environment, launch
+from tiny_dtm import TINY
+
+from engine.export import read_objective, write_encoder
+from engine.models.beit import MaskedBeit
+from recipes import registry
+from recipes.overrides import apply_overrides
+
+MODEL = ("model.embed_dim=32", "model.depth=2", "model.num_heads=4")
+SETTINGS = (
+    *MODEL, "optim.global_batch=16", "optim.micro_batch=4", "objective.images_per_draw=4", "run.log_every=1",
+    "run.save_every=0", "run.steps=8", "data.threads=1", "data.brightness=0.4", "data.saturation=0.4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(shards, tmp_path_factory) -> Path:
+    """Runs `whole` and `part` (stopped after step 4, then resumed) on one rank, `two` on two; all of one teacher."""
+    folder = tmp_path_factory.mktemp("dtm")
+    recipe = apply_overrides(registry.load("vit_ti_dtm_demo"), list(MODEL))
+    write_encoder(folder / "teacher", recipe, MaskedBeit(TINY, 32).state_dict())
+    settings = ["--recipe", "vit_ti_dtm_demo", *SETTINGS, f"data.train={shards}/train", f"teacher={folder}/teacher"]
+    call(folder, "whole=", "part=run.stop_after=4", "part=--resume", "--", *settings)
+    call(folder, "two=", "--", *settings, ranks=2)
+    return folder
+
+
+def call(folder: Path, *arguments: str, ranks: int = 1) -> None:
+    command = launch(RANK_WORKER, str(folder), *arguments, launcher="torchrun" if ranks > 1 else "python", ranks=ranks)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd="/", env=environment(folder))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def run(folder: Path, name: str) -> Finished:
+    return Finished(0, "", folder / name)
+
+
+def test_a_resumed_run_has_the_same_bits(folder):
+    assert run(folder, "part").losses == run(folder, "whole").losses
+    assert len(run(folder, "whole").losses) == 8
+
+
+def test_one_and_two_ranks_have_the_same_losses_and_groups(folder):
+    """Four images share their draws, so the two ranks draw different groupings within a step."""
+    one, two = run(folder, "whole").metrics, run(folder, "two").metrics
+    for left, right in zip(one, two, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-6) and left["groups"] == right["groups"]
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4)
+    assert len({line["groups"] for line in one}) > 4  # drawn anew at every step
+
+
+def test_a_checkpoint_holds_the_student_and_not_the_teacher(folder):
+    checkpoint = run(folder, "whole").newest_checkpoint()
+    objective, _ = read_objective(checkpoint)
+    assert {name.partition(".")[0] for name in objective.state_dict()} == {"encoder", "mask_token", "head"}
+    assert objective.facts()["teacher"] in (checkpoint / "manifest.json").read_text()

@@ -1,0 +1,223 @@
+"""LUT against the numbers of the released program, its moving average, and batch norm over ranks."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from golden_files import GOLDEN, read, state
+
+from engine.ema import cosine_momentum, update_average
+from engine.foreign import load_lut
+from engine.masks import disjoint_masks
+from engine.models.heads import RankBatchNorm, projection_head
+from engine.objectives.lut import AVERAGE, ContextualAutoencoder, distance, pooled
+from engine.params import parameter_groups
+from recipes import sizes
+from recipes.methods import Lut
+from recipes.schema import Model, Optim
+
+TINY = Model(embed_dim=32, depth=2, num_heads=2, patch_size=8)
+
+
+@pytest.fixture(scope="module")
+def core() -> dict[str, np.ndarray]:
+    return read("lut_core.npz")
+
+
+@pytest.fixture
+def released(core) -> ContextualAutoencoder:
+    """Our module with the released program's student and teacher, in float64."""
+    settings = Lut(
+        decoder_embed_dim=32,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        head_hidden=64,
+        w_mae=float(core["w_mae"]),
+        w_bc=float(core["w_bc"]),
+        mask_ratio=float(core["mask_ratio"]),
+    )
+    objective = ContextualAutoencoder(settings, TINY, 32).double()
+    objective.outside[AVERAGE].double()
+    load_lut(objective, state(core, "s/"), state(core, "t/"))
+    return objective.train()
+
+
+def batch(core) -> SimpleNamespace:
+    images = (torch.from_numpy(core["imgs1"]).double(), torch.from_numpy(core["imgs2"]).double())
+    return SimpleNamespace(views=images, noise=torch.from_numpy(core["noise"]))
+
+
+def close(ours: torch.Tensor, theirs: np.ndarray, atol: float = 1e-9) -> None:
+    torch.testing.assert_close(ours.double(), torch.from_numpy(np.asarray(theirs)).double(), rtol=1e-6, atol=atol)
+
+
+def test_masks_are_the_released_ones(core):
+    first, second = disjoint_masks(torch.from_numpy(core["noise"]), float(core["mask_ratio"]))
+    assert (first.ids_keep.numpy() == core["ids_keep1"]).all() and (second.ids_keep.numpy() == core["ids_keep2"]).all()
+    assert (first.mask.numpy() == core["mask1"].astype(bool)).all()
+    assert (second.mask.numpy() == core["mask2"].astype(bool)).all()
+
+
+def test_a_low_mask_ratio_leaves_fewer_patches_to_the_second_view():
+    first, second = disjoint_masks(torch.rand(2, 10), 0.4)
+    assert first.ids_keep.shape[1] == 6 and second.ids_keep.shape[1] == 4
+    assert (first.mask ^ second.mask).all()
+
+
+def test_student_and_teacher_are_the_released_ones(core, released):
+    clean, strong = batch(core).views
+    close(torch.cat(released.targets(clean, strong)), core["teacher_q"])
+    projections, mae = released.predictions(clean, strong, batch(core).noise)
+    close(torch.cat(projections), core["student_q"])
+    close(mae, core["mae_loss"])
+    for name, buffer in released.named_buffers():
+        if name.startswith(("head", "predictor")):
+            close(buffer, core[f"s_bn_after_fwd/{name}"])
+
+
+def test_loss_and_gradients_are_the_released_ones(core, released):
+    metrics = released(batch(core), 0)
+    close(metrics["bc"], core["bc_loss"])
+    close(metrics["loss"], core["total_loss"])
+    metrics["loss"].backward()
+    reference = ContextualAutoencoder(released.settings, TINY, 32).double()
+    load_lut(reference, state(core, "s/") | state(core, "g/"), state(core, "t/"))
+    expected = dict(reference.named_parameters())
+    gradients = {name: p.grad for name, p in released.named_parameters() if p.grad is not None}
+    assert len(gradients) == len(state(core, "g/"))
+    for name, gradient in gradients.items():
+        close(gradient, expected[name].detach().numpy(), atol=1e-8)
+
+
+def test_the_step_after_is_the_released_one(core, released):
+    """One AdamW step with our parameter groups, then one move of the average with the released momentum."""
+    released(batch(core), 0)["loss"].backward()
+    before = released.outside_state()
+    before = {name: value.clone() for name, value in before.items()}
+    groups = parameter_groups(released, 0.05)
+    torch.optim.AdamW(groups, lr=float(core["adamw_lr"]), betas=(0.9, 0.95), eps=1e-8).step()
+    reference = ContextualAutoencoder(released.settings, TINY, 32).double()
+    load_lut(reference, state(core, "s/") | state(core, "s_after/"), state(core, "t/") | state(core, "t_after/"))
+    expected = dict(reference.named_parameters())
+    for name, parameter in released.named_parameters():
+        close(parameter, expected[name].detach().numpy(), atol=1e-7)
+    update_average(released.encoder, released.outside[AVERAGE]["encoder"], float(core["ema_decay"]))
+    update_average(released.head, released.outside[AVERAGE]["head"], float(core["ema_decay"]))
+    after, moved = reference.outside_state(), 0
+    for name, value in released.outside_state().items():
+        close(value, after[name].numpy(), atol=1e-7)
+        moved += not torch.equal(value, before[name])
+    assert moved > 30
+
+
+def test_momentum_is_the_released_one():
+    golden = read("lut_schedules.npz")
+    for name, start in (("ema_0.996_4x5", 0.996), ("ema_0.99996_3x7", 0.99996)):
+        table = golden[name]
+        ours = [cosine_momentum(start, step / len(table)) for step in range(len(table))]
+        np.testing.assert_allclose(ours, table, rtol=1e-12)
+    total = 1600 * int(golden["ema_big_niter"])
+    ours = [cosine_momentum(0.996, int(index) / total) for index in golden["ema_big_idx"]]
+    np.testing.assert_allclose(ours, golden["ema_big_val"], rtol=1e-12)
+
+
+def test_learning_rate_rules_are_the_released_ones():
+    for size, sqrt, linear in read("lut_schedules.npz")["abs_lr_pretrain"]:
+        optim = dict(global_batch=int(size), micro_batch=1, blr=1.5e-4)
+        assert Optim(**optim, lr_rule="sqrt").peak_lr == pytest.approx(sqrt)
+        assert Optim(**optim, lr_rule="linear").peak_lr == pytest.approx(linear)
+
+
+@pytest.mark.parametrize(("name", "size"), [("small", sizes.VIT_S), ("base", sizes.VIT_B)])
+def test_sizes_and_groups_are_the_released_ones(name, size):
+    golden = json.loads((GOLDEN / "lut_params.json").read_text())[name]
+    objective = ContextualAutoencoder(Lut(), size, 224)
+    for part in ("encoder", "decoder", "head", "predictor"):
+        count = sum(p.numel() for p in getattr(objective, part).parameters())
+        assert count == golden[part], part
+    decay, no_decay = parameter_groups(objective, 0.05)
+    assert len(decay["params"]) == len(golden["decay"]) and len(no_decay["params"]) == len(golden["no_decay"])
+
+
+def test_a_step_moves_the_average_and_nothing_trains_it(core, released):
+    trained = {id(p) for p in released.parameters()}
+    outside = list(released.outside[AVERAGE].parameters())
+    assert not trained & {id(p) for p in outside} and not any(p.requires_grad for p in outside)
+    assert not any("average" in name for name in released.state_dict())
+    released.train()
+    assert not released.outside[AVERAGE].training
+    before = [p.clone() for p in outside]
+    released(batch(core), 0)["loss"].backward()
+    assert all(p.grad is None for p in outside) and all(torch.equal(a, b) for a, b in zip(before, outside, strict=True))
+    released.after_step(0, 100)
+    assert any(not torch.equal(a, b) for a, b in zip(before, outside, strict=True))
+
+
+def test_the_average_keeps_its_precision_when_the_student_is_cast():
+    objective = ContextualAutoencoder(Lut(**small()), TINY, 32).bfloat16()
+    assert objective.encoder.cls_token.dtype == torch.bfloat16
+    assert {p.dtype for p in objective.outside[AVERAGE].parameters()} == {torch.float32}
+
+
+def small() -> dict:
+    return dict(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2, head_hidden=64)
+
+
+def test_outside_state_comes_back():
+    first, second = (ContextualAutoencoder(Lut(**small()), TINY, 32) for _ in range(2))
+    second.load_outside_state(first.outside_state())
+    for name, value in second.outside_state().items():
+        assert torch.equal(value, first.outside_state()[name])
+    with pytest.raises(RuntimeError, match="Missing key"):
+        second.load_outside_state({})
+
+
+def test_the_contextual_loss_trains_no_decoder_and_the_reconstruction_no_head(core, released):
+    metrics = released(batch(core), 0)
+    metrics["bc"].backward(retain_graph=True)
+    assert all(p.grad is None or not p.grad.any() for p in released.decoder.parameters())
+    assert released.head[0].weight.grad.any()
+    released.zero_grad()
+    metrics["mae"].backward()
+    heads = (*released.head.parameters(), *released.predictor.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in heads)
+
+
+def test_distance_is_two_minus_two_cosines():
+    a, b = torch.randn(5, 7), torch.randn(5, 7)
+    expected = (2 - 2 * torch.cosine_similarity(a, b)).mean()
+    torch.testing.assert_close(distance(a, b), expected)
+    assert distance(a, 3 * a).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_head_depths(depth):
+    head = projection_head(6, hidden=10, depth=depth)
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in head) == depth
+    assert head(torch.randn(4, 6)).shape == (4, 6)
+    assert not any(layer.bias is not None for layer in head if isinstance(layer, torch.nn.Linear))
+
+
+def test_rank_batch_norm_on_one_rank_is_batch_norm():
+    torch.manual_seed(0)
+    ours, theirs = RankBatchNorm(5), torch.nn.BatchNorm1d(5)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for _ in range(3):
+        x = 2 + torch.randn(8, 5)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        weights = torch.randn(8, 5)
+        (ours(a) * weights).sum().backward()
+        (theirs(b) * weights).sum().backward()
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_pooling_leaves_the_class_token_out():
+    tokens = torch.randn(2, 5, 3)
+    torch.testing.assert_close(pooled(tokens), tokens[:, 1:].sum(1) / 4)

@@ -1,0 +1,189 @@
+"""Token morphing against the numbers of the released program, and the properties of a partition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from golden_files import GOLDEN, read
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.morphing import (
+    Groups,
+    distance,
+    group_tokens,
+    membership_of,
+    merge_places,
+    morph,
+    morphed_loss,
+    normalize_channels,
+    removed_per_step,
+    unmorph,
+)
+
+CASES = sorted(path.stem for path in GOLDEN.glob("dtm_morph_*.npz"))
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+KINDS = {"smoothl1": "smooth_l1", "l1": "l1", "l2": "l2", "negcosine": "negcosine"}  # the released names -> ours
+
+
+def close(actual: Tensor, expected: np.ndarray) -> None:
+    tolerance = TOLERANCE[actual.dtype]
+    torch.testing.assert_close(actual, torch.from_numpy(np.asarray(expected)), rtol=tolerance, atol=tolerance)
+
+
+def smallest_member(labels: Tensor) -> Tensor:
+    """Groups named by their first token, whatever their order."""
+    return torch.tensor([[row.index(label) for label in row] for row in labels.tolist()])
+
+
+def test_there_are_goldens():
+    assert len(CASES) == 12
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_groups_are_the_released_ones(case):
+    golden = read(f"{case}.npz")
+    targets, outputs = torch.from_numpy(golden["v"]), torch.from_numpy(golden["u"])
+    for number, (removed, steps, per_step) in enumerate(zip(golden["m"], golden["k"], golden["r"], strict=True)):
+        assert removed_per_step(int(removed), int(steps), int(golden["n_max"])) == per_step
+        groups = group_tokens(targets, int(removed), int(steps))
+        part = {name: golden[f"s{number}_{name}"] for name in ("source", "row", "group", "size")}
+        assert (groups.labels.numpy() == part["row"]).all()
+        assert (smallest_member(groups.labels).numpy() == part["group"]).all()
+        assert (groups.membership.numpy() == part["source"]).all()
+        assert (groups.sizes.numpy() == part["size"]).all()
+        means, target_means = morph(outputs, groups), morph(targets, groups)
+        close(means, golden[f"s{number}_morphed_u"])
+        close(target_means, golden[f"s{number}_morphed_v"])
+        if golden["normalize_target"]:
+            target_means = normalize_channels(target_means)
+        close(unmorph(means, groups), golden[f"s{number}_unmorphed_u"])
+        close(unmorph(target_means, groups), golden[f"s{number}_unmorphed_v"])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loss_and_gradient_are_the_released_ones(case, dtype):
+    """A golden in fp32 was computed in fp32, so it is compared with that tolerance also where we compute in fp64."""
+    golden = read(f"{case}.npz")
+    targets = torch.from_numpy(golden["v"]).to(dtype)
+    outputs = torch.from_numpy(golden["u"]).to(dtype).requires_grad_()
+    loss = golden_loss(golden, outputs, targets)
+    loss.backward()
+    tolerance = 1e-12 if golden["v"].dtype == np.float64 and dtype == torch.float64 else 2e-5
+    assert loss.item() == pytest.approx(float(golden["loss"]), rel=tolerance, abs=tolerance)
+    np.testing.assert_allclose(outputs.grad, golden["grad_u"], rtol=tolerance, atol=tolerance)
+
+
+def golden_loss(golden: dict, outputs: Tensor, targets: Tensor) -> Tensor:
+    return sum(
+        morphed_loss(
+            outputs,
+            targets,
+            group_tokens(targets, int(removed), int(steps)),
+            kind=KINDS[str(golden["loss_type"])],
+            beta=float(golden["beta"]),
+            normalize_target=bool(golden["normalize_target"]),
+        )
+        for removed, steps in zip(golden["m"], golden["k"], strict=True)
+    ) / len(golden["m"])
+
+
+def test_schedule_is_the_released_one():
+    """Every (removed, steps) of 196 tokens, and the counts of groups that follow (they do not depend on the tokens)."""
+    golden = read("dtm_schedule.npz")
+    for removed in range(197):
+        for steps in range(1, 15):
+            per_step = removed_per_step(removed, steps, 196)
+            assert per_step == golden["r"][removed, steps]
+            left = 196
+            for _ in range(steps):
+                left -= min(per_step, (left - 1) // 2)
+            assert left == golden["nbar"][removed, steps]
+    for _, _, removed, steps, per_step, _ in golden["n2_quirk"]:  # both schedules compare with the number of tokens
+        assert removed_per_step(int(removed), int(steps), 196) == per_step
+
+
+precisions = st.sampled_from([torch.float32, torch.float64])
+partitions = given(st.integers(1, 30), st.integers(1, 5), st.data(), st.integers(0, 2**31), precisions)
+
+
+@settings(max_examples=60, deadline=None)
+@partitions
+def test_groups_are_a_partition(num_tokens, steps, data, seed, dtype):
+    removed = data.draw(st.integers(0, num_tokens))
+    targets = torch.randn(3, num_tokens, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    groups = group_tokens(targets, removed, steps)
+    num_groups = groups.sizes.shape[1]
+    assert groups.membership.dtype == groups.sizes.dtype == dtype
+    assert (groups.membership.sum(1) == 1).all() and (groups.membership.sum(2) == groups.sizes).all()
+    assert (groups.membership == membership_of(groups.labels, num_groups, dtype)).all()
+    assert (groups.sizes >= 1).all() and (groups.sizes.sum(1) == num_tokens).all()
+    assert (groups.labels[:, 0] == 0).all() and (groups.sizes[:, 0] == 1).all()  # token 0 is alone, and first
+    left = num_tokens
+    for _ in range(steps):  # a step never removes half of the tokens it finds
+        left -= min(removed_per_step(removed, steps, num_tokens), (left - 1) // 2)
+    assert num_groups == left
+
+
+@settings(max_examples=30, deadline=None)
+@partitions
+def test_loss_over_groups_is_the_loss_over_tokens(num_tokens, steps, data, seed, _):
+    """The equality that performance.md proves, with gradients, for every distance."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randn(2, num_tokens, 6, generator=generator, dtype=torch.float64)
+    outputs = torch.randn(2, num_tokens, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    kind, normalize = data.draw(st.sampled_from(list(KINDS.values()))), data.draw(st.booleans())
+    groups = group_tokens(targets, data.draw(st.integers(0, num_tokens)), steps)
+    by_group = morphed_loss(outputs, targets, groups, kind=kind, beta=2.0, normalize_target=normalize)
+    by_token = token_loss(outputs, targets, groups, kind, normalize)
+    torch.testing.assert_close(by_group, by_token, rtol=1e-13, atol=1e-15)
+    ours, theirs = (torch.autograd.grad(loss, outputs, retain_graph=True)[0] for loss in (by_group, by_token))
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
+
+
+def token_loss(outputs: Tensor, targets: Tensor, groups: Groups, kind: str, normalize: bool) -> Tensor:
+    """The paper's form: every token receives its group's mean, then all tokens are compared."""
+    spread, target_spread = (unmorph(morph(x, groups), groups) for x in (outputs, targets))
+    if normalize:
+        target_spread = normalize_channels(target_spread)
+    return distance(spread, target_spread, kind, 2.0).mean()
+
+
+def test_images_do_not_depend_on_each_other():
+    targets = torch.randn(5, 49, 8, generator=torch.Generator().manual_seed(0))
+    together, order = group_tokens(targets, 30, 4).labels, torch.tensor([3, 0, 4, 2, 1])
+    assert (group_tokens(targets[order], 30, 4).labels == together[order]).all()
+    for row in range(5):
+        assert (group_tokens(targets[row : row + 1], 30, 4).labels == together[row]).all()
+
+
+def test_the_length_of_a_token_does_not_matter_for_one_step():
+    targets = torch.randn(2, 20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scaled = targets * torch.tensor([2.0, 0.5]).repeat(10)[:, None]  # powers of two: exact
+    assert (group_tokens(scaled, 7, 1).labels == group_tokens(targets, 7, 1).labels).all()
+
+
+def test_ties_go_to_the_lower_place():
+    """All tokens alike: the first even tokens after token 0 join the first odd one."""
+    places = merge_places(torch.ones(2, 8, 3), 2)
+    kept, odd = [0, 1], [2, 3, 4, 5]  # of the even places 0 2 4 6, places 2 and 4 are merged
+    assert places.tolist() == [[kept[0], odd[0], odd[0], odd[1], odd[0], odd[2], kept[1], odd[3]]] * 2
+    long = merge_places(torch.ones(1, 196, 3), 40)[0]  # long enough for an unstable sort to show
+    assert (long[2:81:2] == 58).all() and (long[82::2] == torch.arange(1, 58)).all() and long[0] == 0
+
+
+def test_a_token_of_zeros_is_like_no_other():
+    """No division by zero: its similarity is 0 to all, and the others are grouped as ever."""
+    targets = torch.randn(1, 10, 4, generator=torch.Generator().manual_seed(0)).abs()
+    targets[0, 4] = 0
+    groups = group_tokens(targets, 3, 1)
+    assert groups.sizes.sum() == 10 and groups.sizes[0, groups.labels[0, 4]] == 1
+
+
+def test_targets_receive_no_gradient_through_the_groups():
+    targets = torch.randn(2, 9, 4, requires_grad=True)
+    groups = group_tokens(targets, 4, 2)
+    assert not groups.membership.requires_grad and not groups.sizes.requires_grad

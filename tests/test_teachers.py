@@ -1,0 +1,198 @@
+"""Frozen teachers: CLIP against the numbers of the released program, where weights come from, what is said without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from golden_files import read, state
+from safetensors.torch import save_file
+from tiny_dtm import TINY, Widen
+from torch import Tensor, nn
+
+from engine.checkpoints import CheckpointError, check_same_run
+from engine.export import write_encoder
+from engine.foreign import from_clip
+from engine.models.beit import MaskedBeit
+from engine.start_up import is_harmless
+from engine.teacher_sources import MissingTeacher, find_teacher, require_teacher
+from engine.teachers import CLIP_MEAN, CLIP_STD, Teacher, clip_network, load_clip, open_teacher, to_clip_input
+from recipes import registry
+from recipes.overrides import apply_overrides
+
+# isort: split
+import timm
+
+TINY_TOWER = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 16}
+
+
+def tower(golden: dict[str, np.ndarray], image_size: int, *, rename: Callable = lambda weights: weights) -> nn.Module:
+    network = clip_network(image_size, **TINY_TOWER)
+    weights = {name: value.float() for name, value in state(golden, "w.").items()}
+    load_clip(network, rename(weights), "teacher=golden")
+    return network.eval()
+
+
+def test_clip_features_are_the_released_ones():
+    golden = read("dtm_teacher_clip.npz")
+    network, images = tower(golden, 32), torch.from_numpy(golden["x"])
+    tokens = network.forward_features(images)
+    torch.testing.assert_close(tokens[:, 1:], torch.from_numpy(golden["patch_tokens_ln_post"]), rtol=0, atol=2e-5)
+    torch.testing.assert_close(network.head(tokens[:, 0]), torch.from_numpy(golden["cls_embed"]), rtol=0, atol=2e-5)
+    teacher = Teacher(network, torch.float32)
+    assert (teacher.width, teacher.num_patches) == (16, 16)
+    torch.testing.assert_close(teacher(images), torch.from_numpy(golden["patch_targets"]), rtol=0, atol=2e-5)
+
+
+def test_clip_positions_for_another_image_size():
+    golden = read("dtm_teacher_clip.npz")
+    features = Teacher(tower(golden, 48), torch.float32)(torch.from_numpy(golden["x48"]))
+    torch.testing.assert_close(features, torch.from_numpy(golden["patch_targets48"]), rtol=0, atol=2e-5)
+
+
+def test_clip_weights_under_all_their_names():
+    """Alone, beside a text tower, in half precision, and as timm saves them."""
+    golden = read("dtm_teacher_clip.npz")
+    identity = Teacher(tower(golden, 32), torch.float32).identity
+
+    def beside_text(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"visual.{name}": value for name, value in weights.items()} | {"token_embedding.weight": torch.zeros(3)}
+
+    assert Teacher(tower(golden, 32, rename=beside_text), torch.float32).identity == identity
+    assert Teacher(tower(golden, 32, rename=from_clip), torch.float32).identity == identity
+    half = Teacher(tower(golden, 32, rename=lambda weights: {k: v.half() for k, v in weights.items()}), torch.float32)
+    assert half.identity != identity
+    with pytest.raises(ValueError, match="teacher=golden: not CLIP's ViT-B/16 .* begins with a"):
+        tower(golden, 32, rename=lambda weights: {"a": torch.zeros(1)})
+
+
+def test_teacher_input_can_be_normalised_as_clips():
+    data, pixels = registry.load("vit_b_dtm").data, torch.rand(2, 3, 4, 4)
+    mean, std, clip_mean, clip_std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std, CLIP_MEAN, CLIP_STD))
+    factor, offset = to_clip_input(data)
+    torch.testing.assert_close((pixels - mean) / std * factor + offset, (pixels - clip_mean) / clip_std)
+    plain, rescaled = Teacher(Widen(), torch.float32), Teacher(Widen(), torch.float32, (factor, offset))
+    rescaled.network.load_state_dict(plain.network.state_dict())
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(rescaled(images), plain(images * factor + offset))
+
+
+def test_bf16_teacher_is_close_and_gives_fp32():
+    golden = read("dtm_teacher_clip.npz")
+    images = torch.from_numpy(golden["x"])
+    exact, rounded = (Teacher(tower(golden, 32), dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert exact.identity == rounded.identity
+    features = rounded(images)
+    assert features.dtype == torch.float32
+    assert (features - exact(images)).norm() < 0.03 * exact(images).norm()
+
+
+# --- where a teacher comes from -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory):
+    """An exported encoder of 16 patches, in a run folder with one complete and one unfinished checkpoint."""
+    run = tmp_path_factory.mktemp("run")
+    network = MaskedBeit(TINY, 32)
+    for step in ("step_00000010", "step_00000020"):
+        recipe = apply_overrides(demo(), ["model.embed_dim=32", "model.depth=2", "model.num_heads=4"])
+        write_encoder(run / "checkpoints" / step / "encoder", recipe, network.state_dict())
+    (run / "checkpoints" / "step_00000010" / "manifest.json").write_text("{}")
+    return run
+
+
+def demo(*overrides: str):
+    return apply_overrides(registry.load("vit_ti_dtm_demo"), list(overrides))
+
+
+def test_a_run_of_ours_is_a_teacher(encoder_folder):
+    """By the folder of the run, of a checkpoint or of the encoder: targets are its tokens after the last norm."""
+    complete = encoder_folder / "checkpoints" / "step_00000010"
+    for folder in (encoder_folder, complete, complete / "encoder"):
+        assert find_teacher(str(folder)).place == str(complete / "encoder")
+    teacher = open_teacher(demo(f"teacher={encoder_folder}"))
+    assert (teacher.width, teacher.num_patches, teacher.dtype) == (32, 16, torch.float32)
+    images = torch.randn(2, 3, 32, 32)
+    network = timm.create_model(f"local-dir:{complete / 'encoder'}", pretrained=True).eval()
+    torch.testing.assert_close(teacher(images), network.forward_features(images)[:, 1:].detach())
+    assert open_teacher(demo(f"teacher={encoder_folder}", "precision=bf16")).dtype == torch.bfloat16
+
+
+def test_opening_a_teacher_draws_nothing(encoder_folder):
+    """The student's initial weights depend on the seed alone, whatever teaches it."""
+    torch.manual_seed(5)
+    open_teacher(demo(f"teacher={encoder_folder}"))
+    after = torch.rand(4)
+    torch.manual_seed(5)
+    assert (torch.rand(4) == after).all()
+
+
+def test_a_teacher_with_another_grid_is_refused(encoder_folder):
+    recipe = demo(f"teacher={encoder_folder}", "data.image_size=64")
+    with pytest.raises(ValueError, match="sees 16 patches where the student has 64"):
+        open_teacher(recipe)
+
+
+def clip_files(folder, weights: dict[str, Tensor]) -> list:
+    """The same weights in every kind of file; the last is TorchScript, as OpenAI's is."""
+    files = [folder / name for name in ("clip.safetensors", "clip.pt", "clip.bin", "script.pt")]
+    save_file(weights, files[0])
+    torch.save(weights, files[1])
+    torch.save({"epoch": 1, "state_dict": weights}, files[2])
+    holder = nn.Module()
+    for name, value in weights.items():
+        *path, last = name.split(".")
+        part = holder
+        for step in path:
+            if not hasattr(part, step):
+                part.add_module(step, nn.Module())
+            part = getattr(part, step)
+        part.register_buffer(last, value)
+    torch.jit.save(torch.jit.script(holder), files[3])
+    return files
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is old, but so is OpenAI's file
+def test_files_of_weights(tmp_path, monkeypatch):
+    golden = read("dtm_teacher_clip.npz")
+    weights = {name: value.float().contiguous() for name, value in state(golden, "w.").items()}
+    monkeypatch.setattr("engine.teachers.clip_network", lambda image_size: clip_network(image_size, **TINY_TOWER))
+    identity = Teacher(tower(golden, 32), torch.float32).identity
+    for file in clip_files(tmp_path, {f"visual.{name}": value for name, value in weights.items()}):
+        assert open_teacher(demo(f"teacher={file}")).identity == identity, file
+    (tmp_path / "noise.pt").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="noise.pt: not a file of weights"):
+        open_teacher(demo(f"teacher={tmp_path}/noise.pt"))
+
+
+def test_a_missing_teacher_is_explained_on_one_screen(tmp_path):
+    for teacher, reason in (("", "no teacher is named"), ("/no/such", "does not exist"), (str(tmp_path), "neither")):
+        recipe = apply_overrides(registry.load("vit_b_dtm"), [f"teacher={teacher}"] if teacher else [])
+        with pytest.raises(MissingTeacher, match=reason) as told:
+            require_teacher("vit_b_dtm", recipe, download=True)
+        assert len(str(told.value).splitlines()) < 24
+        for fragment in ("teacher=FILE", "teacher=FOLDER", "--download teacher=timm:vit_base_patch16_clip_quick"):
+            assert fragment in str(told.value)
+    require_teacher("vit_b_mae", registry.load("vit_b_mae"), download=False)
+
+
+def test_downloads_need_permission():
+    recipe = apply_overrides(registry.load("vit_b_dtm"), ["teacher=timm:vit_base_patch16_clip_quickgelu_224.openai"])
+    with pytest.raises(MissingTeacher, match="add --download"):
+        require_teacher("vit_b_dtm", recipe, download=False)
+    require_teacher("vit_b_dtm", recipe, download=True)
+
+
+def test_a_teacher_may_move_but_not_change():
+    """A resumed run is held to the weights of its teacher, not to their place."""
+    assert is_harmless("teacher") and not is_harmless("objective.teacher_norm")
+    facts = {"recipe": {"teacher": "a"}, "dataset": "d" * 64, "world_size": 1, "objective": {"teacher": "1" * 64}}
+    moved = facts | {"recipe": {"teacher": "b"}}
+    check_same_run(facts | {"step": 7}, moved, harmless=is_harmless, allow_changes=False)
+    changed = facts | {"objective": {"teacher": "2" * 64}}
+    with pytest.raises(CheckpointError, match="step 7 is of another run .*teacher: 1111.* -> 2222"):
+        check_same_run(facts | {"step": 7}, changed, harmless=is_harmless, allow_changes=False)
+    check_same_run(facts | {"step": 7}, changed, harmless=is_harmless, allow_changes=True)
