@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: setup demo test test-all gpu-check doctor lint clean
+# make demo-full: three seeds of the demo, about twenty minutes.
+.PHONY: setup demo demo-full test test-all gpu-check doctor lint clean
 
 setup:
 	@$(PYTHON) tools/install.py $(VENV)
 
 demo: setup
 	@$(RUN) tools/demo.py
+
+demo-full: setup
+	@$(RUN) tools/demo.py --seeds 1 2 3 --out runs/demo_full
 
 test: setup
 	@$(RUN) -m ruff check .

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+PATIENCE = 2.0  # seconds; work that takes longer is announced where there is no bar
+BAR_WIDTH = 16  # characters, so that 80 columns hold the numbers too
 
 
 class Console:
@@ -21,20 +41,14 @@ class Console:
         self.folder, self.enabled = folder, enabled
         self.rich = RichConsole(highlight=False, soft_wrap=True)
         self.progress: Progress | None = None
+        self.unwritable: set[str] = set()  # records that were lost once, and warned about
         if not enabled:
             return
         for name in (METRICS, EVALUATIONS):
             forget_after(folder / name, start_step)
         if is_interactive():
-            self.progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(),
-                console=self.rich,
-            )
-            self.task = self.progress.add_task("step", total=total_steps, completed=start_step, numbers="")
+            self.progress = progress_bar(self.rich)
+            self.task = self.progress.add_task("step", total=total_steps, completed=start_step, numbers=Parts(list))
             self.progress.start()
 
     def say(self, text: str) -> None:
@@ -47,27 +61,104 @@ class Console:
         if self.progress:
             self.progress.update(self.task, completed=step)
 
-    def log(self, record: dict, seconds_left: float) -> None:
-        """A training record: to metrics.jsonl and to the screen."""
+    def log(self, record: dict, seconds_left: float | None) -> None:
+        """A training record: to metrics.jsonl and to the screen; None: the time left is not known."""
         if not self.enabled:
             return
-        append(self.folder / METRICS, record)
-        numbers = format_record(record)
+        self.keep(METRICS, record)
+        parts = format_record(record)
         if self.progress:
-            self.progress.update(self.task, completed=record["step"], numbers=numbers)
+            self.progress.update(self.task, completed=record["step"], numbers=Parts(lambda: parts))
         else:
-            self.say(f"step {record['step']}  {numbers}  left {format_duration(seconds_left)}")
+            known = seconds_left is not None and math.isfinite(seconds_left)
+            left = [f"left {format_duration(seconds_left)}"] if known else []
+            self.say("  ".join([f"step {record['step']}", *parts, *left]))
 
     def log_evaluation(self, record: dict) -> None:
         """An evaluation: to evaluations.jsonl and to the screen."""
         if self.enabled:
-            append(self.folder / EVALUATIONS, record)
+            self.keep(EVALUATIONS, record)
             scores = "  ".join(f"{name} {value:.2f} %" for name, value in record.items() if name != "step")
             self.say(f"step {record['step']}  {scores}")
+
+    @contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """Tell that something other than steps is being done: in the bar, or as a line if it takes long."""
+        if self.progress:
+            began, numbers = time.monotonic(), self.progress.tasks[self.task].fields["numbers"]
+            clock = Parts(lambda: [text, format_duration(time.monotonic() - began)])
+            self.progress.update(self.task, numbers=clock)
+            try:
+                yield
+            finally:
+                self.progress.update(self.task, numbers=numbers)
+            return
+        announcement = threading.Timer(PATIENCE, self.say, [f"{text} ..."])
+        announcement.daemon = True
+        if self.enabled:
+            announcement.start()
+        try:
+            yield
+        finally:
+            announcement.cancel()
+
+    def keep(self, name: str, record: dict) -> None:
+        """Append to a file of records; a full disk is told once and must not end the training (specs: faults, D5)."""
+        try:
+            append(self.folder / name, record)
+        except OSError as error:
+            if name not in self.unwritable:
+                print(f"warning: {self.folder / name}: {error.strerror}; records are lost", file=sys.stderr)
+            self.unwritable.add(name)
 
     def close(self) -> None:
         if self.progress:
             self.progress.stop()
+
+
+# --- the bar --------------------------------------------------------------------------------------------------------
+
+
+def progress_bar(screen: RichConsole) -> Progress:
+    """Steps and time left are never cut; where the line is narrow, bar and numbers give way."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=BAR_WIDTH),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        NumbersColumn(),
+        TimeLeftColumn(table_column=Column(no_wrap=True)),
+        console=screen,
+    )
+
+
+class NumbersColumn(ProgressColumn):
+    """The task's field `numbers`, which renders itself."""
+
+    def render(self, task: Task) -> Parts:
+        return task.fields["numbers"]
+
+
+class TimeLeftColumn(TimeRemainingColumn):
+    """Time left, and nothing while it is not known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.time_remaining is None else super().render(task)
+
+
+class Parts:
+    """As many texts as fit on the line, the first ones first; a number is shown whole or not at all."""
+
+    def __init__(self, parts: Callable[[], list[str]]) -> None:
+        self.parts = parts  # asked anew at every refresh
+
+    def __rich_measure__(self, screen: RichConsole, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, len("  ".join(self.parts()))).with_maximum(options.max_width)
+
+    def __rich_console__(self, screen: RichConsole, options: ConsoleOptions) -> RenderResult:
+        parts = self.parts()
+        while parts and len("  ".join(parts)) > options.max_width:
+            parts = parts[:-1]
+        yield Text("  ".join(parts), no_wrap=True)
 
 
 def is_interactive() -> bool:
@@ -76,13 +167,21 @@ def is_interactive() -> bool:
     return sys.stdout.isatty() and not silenced
 
 
-def format_record(record: dict) -> str:
-    parts = [f"{name} {record[name]:.4f}" for name in loss_names(record)]
-    parts.append(f"lr {record['lr']:.2e}")
-    parts.append(f"grad {record['grad_norm']:.3f}")
-    parts.append(f"{record['images_per_second']:,.0f} img/s")
-    parts.append(f"data {100 * record['data_wait']:.0f} %")
-    return "  ".join(parts)
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+def format_record(record: dict) -> list[str]:
+    """A training record in words, the most important first."""
+    speed = f"{number(record['images_per_second'], ',.0f')} img/s"
+    waiting = f"data {number(record['data_wait'], '.0%')}".replace("%", " %")
+    losses = [f"{name} {number(record[name], '.4f')}" for name in loss_names(record)]
+    rates = [f"lr {number(record['lr'], '.2e')}", f"grad {number(record['grad_norm'], '.3f')}"]
+    return [*losses, speed, waiting, *rates]
+
+
+def number(value: float | None, form: str) -> str:
+    """A number by its format; `-` where there is none (DeepSpeed has no gradient norm of a step that overflowed)."""
+    return "-" if value is None else format(value, form)
 
 
 def loss_names(record: dict) -> list[str]:
@@ -98,27 +197,38 @@ def format_duration(seconds: float) -> str:
 
 
 def append(path: Path, record: dict) -> None:
-    """One JSON object on one line; a full disk must not end the training (specs: faults, D5)."""
-    try:
-        with open(path, "a") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        print(f"warning: {path}: {error}", file=sys.stderr)
+    """One JSON object on one line, whole or not at all; OSError where it cannot be written.
+
+    JSON has no infinities: a number that is not finite becomes null.
+    """
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+    line = (json.dumps(finite, allow_nan=False) + "\n").encode()
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)  # half a line would spoil the next one too
+            raise
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop records beyond `step`: a resumed run writes them again, bit for bit."""
+    """Drop the records that a run which goes on after `step` steps writes again, bit for bit; at step 0, all."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if record_step(line) <= step]
+    lines = path.read_text(errors="replace").splitlines() if step else []
     replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(line + "\n" for line in kept))
+    replacement.write_text("".join(line + "\n" for line in lines if record_step(line) <= step))
     os.replace(replacement, path)
 
 
 def record_step(line: str) -> float:
     """The step of a record; a line cut by a kill belongs to no step and is dropped."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -69,15 +69,30 @@ def read_outside(folder: Path, objective: Objective) -> None:
     objective.load_outside_state(load_file(folder / OUTSIDE))
 
 
+def read_recipe(checkpoint: Path) -> Recipe:
+    """The recipe that a checkpoint was trained by; ValueError where the folder is no checkpoint."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        overrides = [f"{path}={value}" for path, value in manifest["recipe"].items()]
+        return apply_overrides(registry.load(manifest["name"]), overrides)
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{checkpoint}: no complete checkpoint (RUN/checkpoints/step_*): {error}") from error
+
+
+def read_encoder(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Recipe]:
+    """The encoder of a checkpoint folder, in evaluation mode, with the recipe it was trained by."""
+    recipe = read_recipe(checkpoint)
+    return plain_encoder(recipe, load_file(checkpoint / "encoder" / WEIGHTS), device), recipe
+
+
 def read_objective(checkpoint: Path) -> tuple[Objective, Recipe]:
-    """The objective of a checkpoint folder in evaluation mode, with the recipe it was trained by."""
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    overrides = [f"{path}={value}" for path, value in manifest["recipe"].items()]
-    recipe = apply_overrides(registry.load(manifest["name"]), overrides)
+    """The whole objective of a checkpoint folder in evaluation mode; a frozen teacher is opened where it was."""
+    recipe = read_recipe(checkpoint)
     objective = build_objective(recipe)
     encoder = load_file(checkpoint / "encoder" / WEIGHTS)
     rest = load_file(checkpoint / REST)
     objective.load_state_dict({ENCODER + name: value for name, value in encoder.items()} | rest, strict=True)
+    read_outside(checkpoint, objective)
     return objective.eval().requires_grad_(False), recipe
 
 

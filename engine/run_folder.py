@@ -13,7 +13,7 @@ LOCK = ".lock"
 
 
 def claim(folder: Path, runtime: Runtime) -> int | None:
-    """Make the folder and lock it until this process ends; the lock's descriptor on rank 0. Collective.
+    """Make the folder and lock it until `release` or this process's end; the lock's descriptor on rank 0. Collective.
 
     ValueError on every rank where another training holds it (perhaps on another node, if the file system can tell), or
     where the folder cannot be made.
@@ -39,3 +39,9 @@ def try_to_lock(folder: Path) -> tuple[int | None, str | None]:
     except OSError:  # a file system without locks
         pass
     return descriptor, None
+
+
+def release(descriptor: int | None) -> None:
+    """Let others train in the folder."""
+    if descriptor is not None:
+        os.close(descriptor)

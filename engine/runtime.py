@@ -6,20 +6,29 @@ it leaves, and without one a world of a single rank is set up on a free port.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import re
 import resource
+import select
+import signal
 import socket
 import subprocess
+import sys
+import threading
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 TIMEOUT = timedelta(minutes=5)  # of a collective: a rank that hangs is noticed (specs: faults, G2)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -40,31 +49,57 @@ class Runtime:
 def world_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that torch.distributed needs and `environment` lacks.
 
-    DeepSpeed's launcher and torchrun set them all; `srun` has its own names; otherwise this is a world of one.
+    DeepSpeed's launcher and torchrun set them all; `srun` has its own names; otherwise this is a world of one. A plain
+    `python` in a batch script of Slurm is a world of one too: SLURM_NTASKS and SLURM_PROCID are those of the job, and
+    only `srun` describes a step.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         local = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or "1"
         return {"LOCAL_WORLD_SIZE": local, "LOCAL_RANK": environment.get("LOCAL_RANK", "0")}
-    if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
         return slurm_environment(environment)
     world_of_one = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     return world_of_one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The world as `srun` describes it; the first host of the job is the meeting point."""
-    hosts = environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
+    """The world as `srun` describes it; the first host of the step is the meeting point."""
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
     if "[" in hosts or "," in hosts:
         command = ["scontrol", "show", "hostnames", hosts]
         hosts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     return {
         "RANK": environment["SLURM_PROCID"],
-        "WORLD_SIZE": environment["SLURM_NTASKS"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
-        "LOCAL_WORLD_SIZE": environment.get("SLURM_NTASKS_PER_NODE", "1"),
+        "LOCAL_WORLD_SIZE": str(slurm_tasks_here(environment)),
         "MASTER_ADDR": environment.get("MASTER_ADDR", hosts),
         "MASTER_PORT": environment.get("MASTER_PORT", "29500"),
     }
+
+
+def slurm_tasks_here(environment: Mapping[str, str]) -> int:
+    """Tasks of the step on this node.
+
+    What the step has goes before what was asked of the job (SLURM_NTASKS_PER_NODE), from which `srun -n` may differ.
+    """
+    node = int(environment.get("SLURM_NODEID", "0"))
+    if step := environment.get("SLURM_STEP_TASKS_PER_NODE"):
+        return tasks_per_node(step)[node]
+    if asked := environment.get("SLURM_NTASKS_PER_NODE"):
+        return int(asked)
+    return tasks_per_node(environment.get("SLURM_TASKS_PER_NODE", "1"))[node]
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Slurm's "4(x2),3" as [4, 4, 3]: tasks on the first node, the second, ...; ValueError for anything else."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise ValueError(f"SLURM_TASKS_PER_NODE={text}: counts such as 4(x2),3 are needed")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
 
 
 def free_port() -> int:
@@ -75,6 +110,8 @@ def free_port() -> int:
 
 def start() -> Runtime:
     """Join the world: environment, device, threads, DeepSpeed's communication. Call once, before DeepSpeed."""
+    if "LOCAL_RANK" in os.environ:  # a launcher is the parent
+        die_with_parent()
     os.environ.update(world_environment(os.environ))
     local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if torch.cuda.is_available():
@@ -87,6 +124,41 @@ def start() -> Runtime:
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
     return Runtime(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device)
+
+
+def die_with_parent() -> None:
+    """Have this process end when its launcher ends, however that ends (Linux; elsewhere nothing).
+
+    A launcher that is killed cannot stop its ranks: they would train on and hold the GPUs. Whole checkpoints survive
+    any end (engine/checkpoints.py), hence the one signal that nothing can catch or delay.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if runner := deepspeed_runner():
+        threading.Thread(target=die_with, args=(runner,), daemon=True).start()
+
+
+def deepspeed_runner() -> int | None:
+    """File descriptor of the process `deepspeed`, where it is alive and this is one of its ranks.
+
+    It starts the ranks through a second process, their parent, which goes on when `deepspeed` alone is killed. Another
+    grandparent than `deepspeed`, such as the shell of a user who logs out, is nobody to die with.
+    """
+    with suppress(OSError):  # processes end while they are looked at
+        process = os.getpid()
+        for known_by in (b"deepspeed.launcher.launch", b"deepspeed"):
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])  # its parent
+            if known_by not in Path(f"/proc/{process}/cmdline").read_bytes():
+                return None
+        return os.pidfd_open(process)
+    return None
+
+
+def die_with(process: int) -> None:
+    """Wait for the end of a process, given as a file descriptor, and end too."""
+    select.select([process], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def cores_per_rank(local_world_size: int) -> int:

@@ -37,7 +37,7 @@ from engine.objectives.build import build_objective
 from engine.params import parameter_groups
 from engine.plan import make_plan
 from engine.resuming import resume
-from engine.run_folder import claim
+from engine.run_folder import claim, release
 from engine.runtime import Runtime, import_deepspeed, peak_memory, seed_step, start, stop
 from engine.start_up import (
     check_classes,
@@ -132,6 +132,7 @@ class Trainer:
         finally:
             self.loader.close()
             self.console.close()
+            release(self.lock)
 
     def optimizer_step(self, step: int, *, measure: bool) -> dict[str, torch.Tensor]:
         """One update from one global batch; its metrics over all ranks where they are measured (else nothing)."""
@@ -183,7 +184,7 @@ class Trainer:
 
     def report(self, done: int, metrics: dict[str, torch.Tensor]) -> None:
         """Read the metrics from the device (one of the places that wait for it) and record them."""
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
         now, steps = time.perf_counter(), done - self.measured_step
         seconds = now - self.measured_at
         grad_norm = values.pop("grad_norm")
@@ -211,23 +212,27 @@ class Trainer:
         state = export.full_state(self.objective.encoder)
         encoder = export.plain_encoder(self.recipe, state, self.runtime.device)
         settings, encode = self.recipe.evaluation, mean_token(encoder)
-        bank = extract(encode, self.train_set, settings.knn_train_samples, self.recipe, self.runtime)
-        queries = extract(encode, self.val_set, settings.knn_val_samples, self.recipe, self.runtime)
+        with self.console.working(f"step {done}: features of {len(self.val_set):,} validation images for k-NN"):
+            bank = extract(encode, self.train_set, settings.knn_train_samples, self.recipe, self.runtime)
+            queries = extract(encode, self.val_set, settings.knn_val_samples, self.recipe, self.runtime)
         accuracy = knn_accuracy(bank, queries, k=settings.knn_k, temperature=settings.knn_temperature)
         self.console.log_evaluation({"step": done, "knn": accuracy})
         self.restart_clock(done)
 
     def save(self, done: int) -> None:
         """A complete checkpoint with the exported encoder inside, then the old ones go. Collective."""
-        state = export.full_state(self.objective)
-        folder = checkpoints.save(
-            self.checkpoint_folder,
-            self.model_engine,
-            self.runtime,
-            step=done,
-            facts=self.facts(),
-            write_more=lambda folder: export.write_weights(folder, self.recipe, state, self.objective.outside_state()),
-        )
+        with self.console.working(f"step {done}: saving"):
+            state = export.full_state(self.objective)
+            folder = checkpoints.save(
+                self.checkpoint_folder,
+                self.model_engine,
+                self.runtime,
+                step=done,
+                facts=self.facts(),
+                write_more=lambda folder: export.write_weights(
+                    folder, self.recipe, state, self.objective.outside_state()
+                ),
+            )
         checkpoints.prune(self.checkpoint_folder, self.recipe.run.keep, self.runtime)
         self.console.say(f"step {done}  saved {folder}")
         self.restart_clock(done)

@@ -60,4 +60,5 @@ def vit_ti_dtm_demo() -> Recipe:
         model=replace(VIT_TI_DEMO, architecture="beit", init_values=0.1),
         objective=Dtm(num_masked=6, min_block=2),
         optim=replace(mae.optim, betas=(0.9, 0.98), min_lr=1e-5, warmup_end="within"),
+        run=replace(mae.run, steps=700),
     )

@@ -23,6 +23,9 @@ class Mae:
             0 < self.mask_ratio < 1,
             f"objective.mask_ratio={self.mask_ratio}: a share strictly between 0 and 1 is needed",
         )
+        for name, least in (("decoder_embed_dim", 1), ("decoder_depth", 0), ("decoder_num_heads", 1)):
+            value = getattr(self, name)
+            require(value >= least, f"objective.{name}={value}: at least {least} is needed")
         require(
             self.decoder_embed_dim % self.decoder_num_heads == 0 and self.decoder_embed_dim % 4 == 0,
             f"objective.decoder_embed_dim={self.decoder_embed_dim}: must be divisible by 4 and by "

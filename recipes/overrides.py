@@ -18,7 +18,10 @@ TRUE, FALSE, NONE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}, {"n
 
 
 def apply_overrides(recipe: Recipe, overrides: list[str]) -> Recipe:
-    """`recipe` with every `section.field=value` applied; the result is validated as a whole."""
+    """`recipe` with every `section.field=value` applied; the result is validated as a whole.
+
+    Of a field given twice the last value counts, so that a script's overrides can be overridden.
+    """
     changes: dict[str, dict[str, Any]] = {}
     for override in overrides:
         path, equals, text = override.partition("=")

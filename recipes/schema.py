@@ -18,6 +18,7 @@ from recipes.methods import ARCHITECTURE_OF, Dtm, Lut, Objective
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LARGEST_SEED = 2**63 - 1  # torch and numpy keep a seed in 64 bits
 
 Precision = Literal["fp32", "bf16", "bf16_params", "fp16"]
 
@@ -40,6 +41,9 @@ class Model:
     init_values: float | None = None  # beit: what the scale of a branch begins with; none: branches are not scaled
 
     def __post_init__(self) -> None:
+        for name in ("embed_dim", "depth", "num_heads", "patch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"model.{name}={value}: at least 1 is needed")
         require(
             self.embed_dim % self.num_heads == 0,
             f"model.num_heads={self.num_heads}: does not divide model.embed_dim={self.embed_dim}; "
@@ -49,6 +53,7 @@ class Model:
             self.embed_dim % 4 == 0,
             f"model.embed_dim={self.embed_dim}: the 2-D sin-cos position table needs a multiple of 4",
         )
+        require(self.mlp_ratio > 0, f"model.mlp_ratio={self.mlp_ratio}: must be positive")
         require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path}: a probability in [0, 1) is needed")
         require(
             self.init_values is None or (self.architecture == "beit" and self.init_values > 0),
@@ -86,6 +91,7 @@ class Data:
     hw_decoder_load: float = 0.9  # share of JPEGs for the GPU's hardware decoder, where it has one
 
     def __post_init__(self) -> None:
+        require(self.image_size >= 1, f"data.image_size={self.image_size}: at least 1 pixel is needed")
         low, high = self.scale
         require(0 < low <= high <= 1, f"data.scale={self.scale}: 0 < low <= high <= 1 is needed")
         low, high = self.ratio
@@ -110,7 +116,12 @@ class Data:
         require(0 < low <= high, f"data.blur_sigma={self.blur_sigma}: 0 < low <= high pixels is needed")
         require(0 < self.eval_crop <= 1, f"data.eval_crop={self.eval_crop}: a share in (0, 1] is needed")
         require(self.block_size >= 1, f"data.block_size={self.block_size}: at least 1 is needed")
+        require(self.threads >= 0, f"data.threads={self.threads}: 0 (all cores) or a number of threads is needed")
         require(self.prefetch >= 1, f"data.prefetch={self.prefetch}: at least 1 is needed")
+        require(
+            0 <= self.hw_decoder_load <= 1,
+            f"data.hw_decoder_load={self.hw_decoder_load}: a share in [0, 1] is needed",
+        )
         require(min(self.std) > 0, f"data.std={self.std}: positive numbers are needed")
 
 
@@ -144,6 +155,14 @@ class Optim:
         )
         require(self.lr is None or self.lr > 0, f"optim.lr={self.lr}: must be positive (or none)")
         require(self.blr > 0, f"optim.blr={self.blr}: must be positive")
+        for name in ("min_lr", "warmup_epochs", "weight_decay"):
+            value = getattr(self, name)
+            require(value >= 0, f"optim.{name}={value}: must not be negative")
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas={self.betas}: two numbers in [0, 1) are needed",
+        )
+        require(self.eps > 0, f"optim.eps={self.eps}: must be positive")
         require(self.clip_grad >= 0, f"optim.clip_grad={self.clip_grad}: must be 0 (off) or positive")
 
     @property
@@ -171,6 +190,12 @@ class Zero:
     stage: Literal[0, 1, 2, 3] = 1  # 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters
     param_persistence_threshold: int = 100_000  # stage 3: smaller parameters stay whole on every rank (elements)
 
+    def __post_init__(self) -> None:
+        require(
+            self.param_persistence_threshold >= 0,
+            f"zero.param_persistence_threshold={self.param_persistence_threshold}: 0 or more elements are needed",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -181,6 +206,15 @@ class Evaluation:
     knn_train_samples: int = 50_000  # at most so many training images are remembered, spread evenly
     knn_val_samples: int = 50_000
     batch: int = 128  # images per rank and forward pass
+
+    def __post_init__(self) -> None:
+        for name in ("knn_k", "knn_train_samples", "knn_val_samples", "batch"):
+            value = getattr(self, name)
+            require(value >= 1, f"evaluation.{name}={value}: at least 1 is needed")
+        require(
+            self.knn_temperature > 0,
+            f"evaluation.knn_temperature={self.knn_temperature}: must be positive",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +237,10 @@ class Run:
         require(
             self.stop_after is None or self.stop_after >= 1,
             f"run.stop_after={self.stop_after}: at least 1 is needed (or none)",
+        )
+        require(
+            0 <= self.seed <= LARGEST_SEED,
+            f"run.seed={self.seed}: a whole number in 0 ... {LARGEST_SEED} is needed",
         )
         require(self.log_every >= 1, f"run.log_every={self.log_every}: at least 1 is needed")
         require(

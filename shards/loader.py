@@ -41,7 +41,7 @@ class Batch:
     views: tuple[torch.Tensor, ...]  # float32 [B, 3, S, S] each, normalised
     labels: torch.Tensor  # int64 [B], -1 for none
     sample_ids: torch.Tensor  # int64 [B]
-    positions: torch.Tensor  # int64 [B], place in the global batch (evaluation: in the given order)
+    positions: torch.Tensor  # int64 [B] on the CPU, place in the global batch (evaluation: in the given order)
     noise: torch.Tensor  # float32 [B, n] in [0, 1), from which a model makes its mask; n = 0 if it has no use for it
     mask: torch.Tensor  # bool [B, N], True = masked: the mask itself where the loader makes it, else N = 0
 
@@ -124,7 +124,8 @@ def _to_torch(served: Served, copy: bool) -> Batch:
         views = tuple(view.clone() for view in views)
         columns = {name: column.clone() for name, column in columns.items()}
         torch.cuda.current_stream(columns["ids"].device).synchronize()
-    return Batch(views, *(columns[name] for name in ("labels", "ids", "positions", "noise", "mask")))
+    positions = torch.from_numpy(served.positions)  # the host decides by them: read back, it would wait for the device
+    return Batch(views, columns["labels"], columns["ids"], positions, columns["noise"], columns["mask"])
 
 
 class _Loader:

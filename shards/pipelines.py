@@ -8,11 +8,9 @@ came from (`source_info`) for the first batch of a segment, or for all.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +21,11 @@ from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from recipes.schema import Data
 from shards.dataset import Dataset
 from shards.mask_draws import MaskDraws
-from shards.segments import MicroBatch, Segment, scratch_folder, write_segment
+from shards.segments import MicroBatch, Segment, index_folder, write_segment
 from shards.suspects import UndecodableSample, find_undecodable
 from shards.views import View
 
-COLUMNS = ("labels", "ids", "positions", "noise", "mask")  # delivered beside the images; the other columns are draws
+COLUMNS = ("labels", "ids", "noise", "mask")  # delivered beside the images; the other columns are draws
 
 _DRAWN_TOGETHER = 512  # samples
 _TYPES = {"int32": types.INT32, "int64": types.INT64, "float32": types.FLOAT, "bool": types.BOOL}
@@ -53,7 +51,6 @@ class Feed:
         return {
             "labels": self.dataset.label[batch.ids].astype(np.int64),
             "ids": batch.ids,
-            "positions": batch.positions,
             **self.masks.drawn(self.seed, batch.epoch, batch.ids),
             **self.view.drawn(self.dataset, self.data, self.seed, batch.epoch, batch.ids),
         }
@@ -65,6 +62,7 @@ class Served:
 
     images: tuple[TensorList, ...]
     columns: dict[str, TensorList]  # by COLUMNS
+    positions: np.ndarray  # int64 [B], places in the global batch
 
 
 class SegmentPipeline:
@@ -78,8 +76,8 @@ class SegmentPipeline:
         """
         self._feed, self._segment, self._served = feed, segment, 0
         ids = np.concatenate([batch.ids for batch in segment])
-        with tempfile.TemporaryDirectory(prefix="maskwright-index-", dir=scratch_folder()) as folder:
-            paths, indexes = write_segment(feed.dataset, ids, Path(folder))
+        with index_folder() as folder:
+            paths, indexes = write_segment(feed.dataset, ids, folder)
             self._pipeline = build_pipeline(feed, segment, paths, indexes)
             self._first: Served | None = self._take(None)  # DALI parses the index files in its first run
 
@@ -110,7 +108,7 @@ class SegmentPipeline:
         self._served += 1
         num_images = len(outputs) - len(COLUMNS)
         columns = dict(zip(COLUMNS, outputs[num_images:], strict=True))
-        return Served(tuple(outputs[:num_images]), columns)
+        return Served(tuple(outputs[:num_images]), columns, batch.positions)
 
     def _explained(self, error: RuntimeError) -> UndecodableSample | RuntimeError:
         """Name the sample. DALI may have failed on a batch that it was preparing: those are suspects too."""

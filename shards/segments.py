@@ -8,10 +8,13 @@ in segments. DALI trusts an index (a size beyond the file kills the process), so
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +34,7 @@ MOST_SAMPLES = 100_000  # lines are cheap, but a tar of its own would make one p
 SCRATCH = Path("/dev/shm")  # memory: on a disk the thousands of small files of one segment took 0.3 to 4 s
 _SCRATCH_SPARE = 2**30  # bytes that must be free there, of which a segment takes 60 MB for a moment
 
+_PREFIX = "maskwright-indexes-"  # of folders with a lock: who sweeps must not meet others
 _HEAD = 32  # bytes at an image's beginning that tell its format
 _READERS = 8  # threads, for storage that answers slowly
 
@@ -57,6 +61,50 @@ def scratch_folder() -> str | None:
     """Where index files are written: in memory where there is room (containers may have 64 MB), else in $TMPDIR."""
     roomy = SCRATCH.is_dir() and shutil.disk_usage(SCRATCH).free > _SCRATCH_SPARE
     return str(SCRATCH) if roomy else None
+
+
+@contextmanager
+def index_folder() -> Iterator[Path]:
+    """A folder for the index files of one segment, removed at the end.
+
+    A process that is killed leaves its folder, and in memory that would stay until the next start of the machine; so
+    whoever needs a folder removes the left ones first. Whether an owner lives is asked of a lock, which ends with the
+    process; its number, in the name for the reader, can mean another process in a container beside this one.
+    """
+    root = Path(scratch_folder() or tempfile.gettempdir())
+    sweep(root)
+    folder, lock = _locked_folder(root)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(root: Path) -> tuple[Path, int]:
+    """A new folder and the descriptor of its lock; another process may sweep it away before the lock is held."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            with suppress(OSError):  # a file system without locks: then nobody sweeps there
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def sweep(root: Path) -> None:
+    """Remove the index folders of this user's dead processes."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # somebody else's, gone by now, or locked by its owner
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid == os.getuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def run_starts(tar: np.ndarray) -> np.ndarray:

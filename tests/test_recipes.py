@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.plan import make_plan
@@ -107,7 +107,67 @@ def test_wrong_overrides_are_explained_in_one_line(override, fragment):
     assert fragment in str(error.value) and "\n" not in str(error.value)
 
 
-@given(st.text(max_size=40), st.sampled_from(list(leaves(registry.load("vit_b_mae")))))
+IMPOSSIBLE = [
+    ("model.embed_dim", "0", "-4"),
+    ("model.depth", "0", "-1"),
+    ("model.num_heads", "0", "-12"),
+    ("model.patch_size", "0", "-16"),
+    ("model.mlp_ratio", "0", "-1.5"),
+    ("objective.decoder_embed_dim", "0", "-16"),
+    ("objective.decoder_depth", "-1", "-8"),
+    ("objective.decoder_num_heads", "0", "-16"),
+    ("optim.min_lr", "-1e-9", "-1"),
+    ("optim.warmup_epochs", "-0.5", "-1"),
+    ("optim.weight_decay", "-0.05", "-1"),
+    ("optim.betas", "1,0.9", "0.9,-0.1"),
+    ("optim.eps", "0", "-1e-8"),
+    ("data.image_size", "0", "-224"),
+    ("data.threads", "-1", "-8"),
+    ("data.hw_decoder_load", "-0.1", "1.1"),
+    ("zero.param_persistence_threshold", "-1", "-100"),
+    ("evaluation.knn_k", "0", "-1"),
+    ("evaluation.knn_train_samples", "0", "-1"),
+    ("evaluation.knn_val_samples", "0", "-1"),
+    ("evaluation.knn_temperature", "0", "-0.07"),
+    ("evaluation.batch", "0", "-1"),
+    ("run.seed", "-1", str(2**63)),
+]
+
+
+@pytest.mark.parametrize(("path", "text"), [(path, text) for path, *texts in IMPOSSIBLE for text in texts])
+def test_impossible_values_are_refused_by_name(path, text):
+    """One line that begins with the field and the value: nothing gets as far as a division or DALI."""
+    with pytest.raises(ValueError) as error:
+        apply_overrides(registry.load("vit_b_mae"), [f"{path}={text}"])
+    named, _, shown = str(error.value).partition(": ")[0].partition("=")
+    assert named == path and [*map(float, shown.strip("()").split(","))] == [*map(float, text.split(","))]
+    assert "\n" not in str(error.value)
+
+
+def test_the_last_possible_values_are_accepted():
+    overrides = ["objective.decoder_depth=0", "optim.betas=0,0", "optim.weight_decay=0", "data.threads=0",
+                 "data.hw_decoder_load=1", "zero.param_persistence_threshold=0", "evaluation.knn_k=1",
+                 f"run.seed={2**63 - 1}", "optim.warmup_epochs=0"]  # fmt: skip
+    recipe = apply_overrides(registry.load("vit_b_mae"), overrides)
+    assert recipe.run.seed == 2**63 - 1 and recipe.optim.betas == (0, 0)
+
+
+def test_of_a_field_given_twice_the_last_value_counts():
+    overrides = ["optim.lr=1", "precision=fp32", "optim.lr=2", "precision=bf16"]
+    recipe = apply_overrides(registry.load("vit_b_mae"), overrides)
+    assert recipe.optim.lr == 2 and recipe.precision == "bf16"
+
+
+def with_hard_values(test):
+    """Every field with the values that are most likely to be divided by."""
+    for path in leaves(registry.load("vit_b_mae")):
+        for text in ("0", "-1"):
+            test = example(text, path)(test)
+    return test
+
+
+@with_hard_values
+@given(st.text(max_size=40) | st.integers(-9, 9).map(str), st.sampled_from(list(leaves(registry.load("vit_b_mae")))))
 def test_any_text_is_a_value_or_a_value_error(text, path):
     try:
         recipe = apply_overrides(registry.load("vit_b_mae"), [f"{path}={text}"])

@@ -16,7 +16,7 @@ from engine.checkpoints import CheckpointError, check_same_run
 from engine.export import write_encoder
 from engine.foreign import from_clip
 from engine.models.beit import MaskedBeit
-from engine.start_up import is_harmless
+from engine.start_up import is_harmless, is_structural
 from engine.teacher_sources import MissingTeacher, find_teacher, require_teacher
 from engine.teachers import CLIP_MEAN, CLIP_STD, Teacher, clip_network, load_clip, open_teacher, to_clip_input
 from recipes import registry
@@ -191,8 +191,8 @@ def test_a_teacher_may_move_but_not_change():
     assert is_harmless("teacher") and not is_harmless("objective.teacher_norm")
     facts = {"recipe": {"teacher": "a"}, "dataset": "d" * 64, "world_size": 1, "objective": {"teacher": "1" * 64}}
     moved = facts | {"recipe": {"teacher": "b"}}
-    check_same_run(facts | {"step": 7}, moved, harmless=is_harmless, allow_changes=False)
+    check_same_run(facts | {"step": 7}, moved, harmless=is_harmless, structural=is_structural, allow_changes=False)
     changed = facts | {"objective": {"teacher": "2" * 64}}
     with pytest.raises(CheckpointError, match="step 7 is of another run .*teacher: 1111.* -> 2222"):
-        check_same_run(facts | {"step": 7}, changed, harmless=is_harmless, allow_changes=False)
+        check_same_run(facts | {"step": 7}, changed, harmless=is_harmless, structural=is_structural, allow_changes=False)
     check_same_run(facts | {"step": 7}, changed, harmless=is_harmless, allow_changes=True)

@@ -1,4 +1,4 @@
-"""Look at what a model learned: `python tools/analyze.py reconstructions CHECKPOINT --data DIR --out FILE.png`."""
+"""Look at what a model sees and learns, as a picture: views and masks, reconstructions, morph maps."""
 
 from __future__ import annotations
 
@@ -16,52 +16,103 @@ EXAMPLE = """example:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("analysis", choices=["reconstructions"], help="what to look at")
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("analysis", choices=list(ANALYSES), help="what to look at")
     parser.add_argument("checkpoint", type=Path, help="a folder RUN/checkpoints/step_*")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards to take images from")
-    parser.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="picture to write (PNG)")
+    parser.add_argument("--out", type=Path, help="picture to write (default: ANALYSIS.png)")
     parser.add_argument("--images", type=int, default=12, help="number of images (default: 12)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of expected errors too")
     args = parser.parse_args()
-    return shell.run(lambda: draw_reconstructions(args.checkpoint, args.data, args.images, args.out), debug=args.debug)
+    out = args.out or Path(f"{args.analysis}.png")
+    return shell.run(lambda: draw(args.analysis, args.checkpoint, args.data, args.images, out), debug=args.debug)
 
 
-def draw_reconstructions(checkpoint: Path, data: Path, num_images: int, out: Path) -> int:
-    """Write a picture of `num_images` columns, one validation image each."""
-    import torch
-    from PIL import Image
-
-    from engine.analyses.reconstructions import reconstructions
-    from engine.evaluation.features import spread
+def draw(analysis: str, checkpoint: Path, data: Path, num_images: int, out: Path) -> int:
+    """Write the picture of one analysis and say how to read it."""
+    from engine.analyses.pictures import write_rows
     from engine.export import read_objective
     from shards.dataset import open_dataset
-    from shards.draws import mask_noise
-    from shards.loader import EvaluationLoader
 
     objective, recipe = read_objective(checkpoint)
     dataset = open_dataset(data)
-    ids = spread(len(dataset), num_images)
-    (batch,) = EvaluationLoader(dataset, ids, data=recipe.data, batch=len(ids), device=torch.device("cpu"))
-    noise = torch.from_numpy(mask_noise(recipe.run.seed, 0, ids, recipe.num_patches))
-    mean, std = torch.tensor(recipe.data.mean), torch.tensor(recipe.data.std)
-    rows = [framed(images) for images in reconstructions(objective, batch.views[0], noise, mean, std)]
-    pixels = (torch.cat(rows, dim=1) * 255).round().byte()  # [3, H, W]
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    zoom = max(1, 96 // recipe.data.image_size)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(out)
-    print(f"{out}: rows are the image, what the encoder sees, and its reconstruction")
+    rows, explanation = ANALYSES[analysis](objective, recipe, dataset, min(num_images, len(dataset)))
+    write_rows(out, rows)
+    print(f"{out}: rows are {explanation}")
     return 0
 
 
-def framed(images):
-    """Images [B, 3, S, S] side by side with a white margin: [3, S + 2, B (S + 2)]."""
-    import torch.nn.functional as F
+def draw_views(objective, recipe, dataset, num_images: int):
+    """What training sees: each view of the first images of the first epoch, with its mask."""
+    import torch
 
-    return F.pad(images, (1, 1, 1, 1), value=1.0).permute(1, 2, 0, 3).flatten(2)
+    from engine.analyses.pictures import hide, to_pixels
+    from engine.masks import disjoint_masks
+    from shards.loader import TrainLoader
+
+    with TrainLoader(
+        dataset, view=objective.view, data=recipe.data, seed=recipe.run.seed, global_batch=num_images,
+        micro_batch=num_images, rank=0, world_size=1, masks=objective.masks, device=torch.device("cpu"), total_steps=1,
+    ) as loader:  # fmt: skip
+        batch = loader.next_batch()
+        if batch.mask.shape[1]:
+            masks = [batch.mask.clone()]
+        else:
+            masks = [mask.mask for mask in disjoint_masks(batch.noise, recipe.objective.mask_ratio)]
+        mean, std = moments(recipe)
+        rows = []
+        for view, mask in zip(batch.views, masks, strict=False):
+            pixels = to_pixels(view, mean, std)
+            rows += [pixels, hide(pixels, mask, recipe.model.patch_size)]
+    return rows, "each view of the image, and what the mask leaves of it"
+
+
+def draw_reconstructions(objective, recipe, dataset, num_images: int):
+    """MAE's and LUT's reconstruction of masked patches."""
+    import torch
+
+    from engine.analyses.reconstructions import reconstructions
+    from shards.draws import mask_noise
+
+    images, ids = evaluation_images(recipe, dataset, num_images)
+    noise = torch.from_numpy(mask_noise(recipe.run.seed, 0, ids, recipe.num_patches))
+    rows = list(reconstructions(objective, images, noise, *moments(recipe)))
+    return rows, "the image, what the encoder sees, and its reconstruction"
+
+
+def draw_morphs(objective, recipe, dataset, num_images: int):
+    """DTM's groups of the teacher's tokens, from many groups to few."""
+    from engine.analyses.morphs import morph_map
+    from engine.analyses.pictures import to_pixels
+
+    images, _ = evaluation_images(recipe, dataset, num_images)
+    pixels, patches = to_pixels(images, *moments(recipe)), recipe.num_patches
+    settings = [(patches // 4, 1), (patches // 2, 2), (3 * patches // 4, 7)]
+    targets = objective.teacher(images)
+    maps = [morph_map(targets, pixels, recipe.model.patch_size, removed=m, num_steps=k) for m, k in settings]
+    names = ", ".join(f"{m} in {k}" for m, k in settings)
+    return [pixels, *maps], f"the image, and its patches in the colours of their groups (removed in steps: {names})"
+
+
+ANALYSES = {"views": draw_views, "reconstructions": draw_reconstructions, "morphs": draw_morphs}
+
+
+def evaluation_images(recipe, dataset, num_images: int):
+    """Images [B, 3, S, S], spread over the data set, as evaluation sees them, and their ids."""
+    import torch
+
+    from engine.evaluation.features import spread
+    from shards.loader import EvaluationLoader
+
+    ids = spread(len(dataset), num_images)
+    with EvaluationLoader(dataset, ids, data=recipe.data, batch=len(ids), device=torch.device("cpu")) as loader:
+        return loader.next_batch().views[0].clone(), ids
+
+
+def moments(recipe):
+    import torch
+
+    return torch.tensor(recipe.data.mean), torch.tensor(recipe.data.std)
 
 
 if __name__ == "__main__":

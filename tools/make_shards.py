@@ -160,7 +160,7 @@ def print_report(report: Report, seconds: float, out: Path) -> None:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.quarantined.most_common())
     rate = f", {report.images / seconds:,.0f} images/s" if report.made == report.shards else ""
     print_rows(
-        f"{out}: {'complete' if report.made else 'was complete already, nothing was written'}",
+        f"{out}: complete{'' if report.made else ', all shards were there before'}",
         {
             "in": f"{report.images:,}",
             "written": f"{report.written:,}",

@@ -59,8 +59,7 @@ class DynamicTokenMorphing(Objective):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.views[0]
-        # Read first, while nothing of this step is under way that the host would wait for.
-        blocks = (batch.positions // self.settings.images_per_draw).cpu()
+        blocks = batch.positions // self.settings.images_per_draw
         targets = self.teacher(images)  # [B, N, T]
         predictions = self.predict(images, batch.mask)
         return self.compare(predictions, targets, blocks, step)

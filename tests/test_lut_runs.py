@@ -1,0 +1,89 @@
+"""LUT through the real launcher: ranks, ZeRO stages, resume, and the moving average in the checkpoint."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from rank_worker import __file__ as RANK_WORKER
+from runs import TIMEOUT, TINY, environment, launch, read_lines, train
+from safetensors.torch import load_file
+
+LUT = (*TINY, "objective.head_hidden=32", "objective.norm_batch=8", "run.steps=4")
+COMMON = ("--recipe", "vit_ti_lut_demo", *LUT, "zero.param_persistence_threshold=0", "evaluation.batch=8")
+STAGES = {f"stage{stage}": f"zero.stage={stage},precision=fp32" for stage in range(4)}
+
+
+def start_workers(folder: Path, runs: list[str], *arguments: str) -> None:
+    """All runs one after the other in the same two ranks."""
+    command = launch(RANK_WORKER, str(folder), *runs, "--", *COMMON, *arguments, launcher="torchrun", ranks=2)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment(folder))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(shards, tmp_path_factory) -> Path:
+    """Four steps on two ranks at every ZeRO stage."""
+    folder = tmp_path_factory.mktemp("lut")
+    start_workers(folder, [f"{name}={run}" for name, run in STAGES.items()], f"data.train={shards}/train")
+    return folder
+
+
+def lines(run: Path) -> list[dict]:
+    return read_lines(run / "metrics.jsonl")
+
+
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").glob("step_*"))[-1]
+
+
+def test_every_stage_has_the_same_losses_and_the_same_average(two_ranks):
+    reference = lines(two_ranks / "stage1")
+    assert {"loss", "mae", "bc"} <= reference[0].keys()
+    average = load_file(newest(two_ranks / "stage1") / "outside.safetensors")
+    for name in STAGES:
+        for line, expected in zip(lines(two_ranks / name), reference, strict=True):
+            assert line["loss"] == pytest.approx(expected["loss"], abs=1e-5), name
+        for key, value in load_file(newest(two_ranks / name) / "outside.safetensors").items():
+            torch.testing.assert_close(value, average[key], rtol=0, atol=1e-5, msg=f"{name} {key}")
+
+
+def test_the_average_follows_the_encoder_slowly(two_ranks):
+    """Momentum 0.99 over four steps: the average has moved, by much less than the student."""
+    for name in STAGES:
+        checkpoint = newest(two_ranks / name)
+        student = load_file(checkpoint / "encoder/model.safetensors")
+        average = load_file(checkpoint / "outside.safetensors")
+        moved = {key: (average[f"average.encoder.{key}"] - value).abs().max().item() for key, value in student.items()}
+        assert moved.pop("pos_embed") == 0
+        assert max(moved.values()) > 1e-4, f"{name}: the average equals the student or nothing was trained"
+
+
+def test_one_rank_with_the_same_images_under_batch_norm_is_equal(two_ranks, shards, tmp_path):
+    """micro_batch x ranks kept (8 x 1 and 4 x 2): losses agree; halved, batch norm sees others and they do not."""
+    arguments = (f"data.train={shards}/train", *LUT, "precision=fp32")
+    same = train(tmp_path / "same", *arguments, "optim.micro_batch=8", recipe="vit_ti_lut_demo")
+    for one, two in zip(same.metrics, lines(two_ranks / "stage1"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
+    assert "batch norm  over micro 8 x ranks 1 = 8 images" in same.output and "WARNING" not in same.output
+    other = train(tmp_path / "other", *arguments, "optim.micro_batch=4", recipe="vit_ti_lut_demo")
+    assert "WARNING, the recipe means 8" in other.output
+    assert other.metrics[0]["bc"] != pytest.approx(same.metrics[0]["bc"], abs=1e-4)
+
+
+def test_resumed_is_bitwise_the_same(two_ranks, shards, tmp_path):
+    """Two steps, then the rest, at stages 1 and 3: losses, and the average in the last checkpoint."""
+    chosen = {name: STAGES[name] for name in ("stage1", "stage3")}
+    data = f"data.train={shards}/train"
+    start_workers(tmp_path, [f"{name}={run},run.stop_after=2" for name, run in chosen.items()], data)
+    start_workers(tmp_path, [f"{name}={run}" for name, run in chosen.items()], data, "--resume")
+    for name in chosen:
+        resumed, whole = (
+            {line["step"]: line["loss_hex"] for line in lines(folder / name)} for folder in (tmp_path, two_ranks)
+        )
+        assert resumed == whole and len(whole) == 4
+        average = load_file(newest(two_ranks / name) / "outside.safetensors")
+        for key, value in load_file(newest(tmp_path / name) / "outside.safetensors").items():
+            assert torch.equal(value, average[key]), f"{name} {key}"
