@@ -189,10 +189,11 @@ def test_downloads_need_permission():
 def test_a_teacher_may_move_but_not_change():
     """A resumed run is held to the weights of its teacher, not to their place."""
     assert is_harmless("teacher") and not is_harmless("objective.teacher_norm")
+    rules = {"harmless": is_harmless, "structural": is_structural}
     facts = {"recipe": {"teacher": "a"}, "dataset": "d" * 64, "world_size": 1, "objective": {"teacher": "1" * 64}}
     moved = facts | {"recipe": {"teacher": "b"}}
-    check_same_run(facts | {"step": 7}, moved, harmless=is_harmless, structural=is_structural, allow_changes=False)
+    check_same_run(facts | {"step": 7}, moved, **rules, allow_changes=False)
     changed = facts | {"objective": {"teacher": "2" * 64}}
     with pytest.raises(CheckpointError, match="step 7 is of another run .*teacher: 1111.* -> 2222"):
-        check_same_run(facts | {"step": 7}, changed, harmless=is_harmless, structural=is_structural, allow_changes=False)
-    check_same_run(facts | {"step": 7}, changed, harmless=is_harmless, allow_changes=True)
+        check_same_run(facts | {"step": 7}, changed, **rules, allow_changes=False)
+    check_same_run(facts | {"step": 7}, changed, **rules, allow_changes=True)
