@@ -6,21 +6,18 @@ The same under `torchrun`, `srun` and plain `python`. One step is `Trainer.optim
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 # A launcher puts engine/ first on the path; the repository's root belongs there, installed or not.
 sys.path[:] = [str(Path(__file__).resolve().parents[1]), *(p for p in sys.path if Path(p).name != "engine")]
 
+from engine import shell
 from engine.command_line import Command, parse_command
 
 if __name__ == "__main__":
     COMMAND = parse_command(sys.argv[1:])  # --list, --print and mistakes are answered before torch is imported
-
-# torch's idle threads spin for long by default; beside DALI's threads on a busy CPU that made steps up to 30 times
-# slower. A short spin costs nothing measurable on an idle one. Read when torch is loaded, hence here.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    shell.calm_threads()
 
 import json
 import math
@@ -29,7 +26,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from engine import checkpoints, export, shell
+from engine import checkpoints, export
 from engine.console import Console
 from engine.evaluation.features import extract, mean_token
 from engine.evaluation.neighbours import knn_accuracy
@@ -39,12 +36,7 @@ from engine.plan import make_plan
 from engine.resuming import resume
 from engine.run_folder import claim, release
 from engine.runtime import Runtime, import_deepspeed, peak_memory, seed_step, start, stop
-from engine.start_up import (
-    check_classes,
-    start_lines,
-    training_folder,
-    validation_folder,
-)
+from engine.start_up import check_classes, start_lines, training_folder, validation_folder
 from engine.zero import deepspeed_config
 from recipes.overrides import leaves, show
 from shards.dataset import Dataset, open_dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -59,13 +60,14 @@ class Check:
 
         from engine.runtime import start, stop
 
-        console, began = Console(soft_wrap=True), time.monotonic()
+        console, began = Console(file=sys.stdout, soft_wrap=True), time.monotonic()
         self.runtime = start()
         with tempfile.TemporaryDirectory() as folder:
             self.folder = Path(folder)
             for part in (self.prepare, self.graphs, self.trainings, self.segment_switches, self.resume):
-                with console.status(part.__doc__.partition("\n")[0]):
-                    part()
+                with console.status(part.__doc__), open(self.folder / "log", "a") as log:
+                    with contextlib.redirect_stdout(log):  # what the trainings say is no news here
+                        part()
         stop()
         table = Table("check", "value", "unit", "ok", title=f"{self.card()}, {date.today()}")
         for row in self.rows:
