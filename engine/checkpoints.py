@@ -1,9 +1,9 @@
 """Checkpoints that are complete or absent.
 
-DeepSpeed publishes its `latest` before the other ranks have written and checks nothing when it loads (specs: faults,
-E). So a checkpoint is written into a temporary folder of unique name, every file is flushed and hashed, the manifest
-comes last, and one rename publishes it: a folder `step_*` with a `manifest.json` is complete, anything else is not a
-checkpoint. Before a checkpoint is loaded, every hash is checked; a broken one is reported and the one before is used.
+DeepSpeed publishes its `latest` before the other ranks have written and checks nothing when it loads. So a
+checkpoint is written into a temporary folder of unique name, every file is flushed and hashed, the manifest comes last,
+and one rename publishes it: a folder `step_*` with a `manifest.json` is complete, anything else is not a checkpoint.
+Before a checkpoint is loaded, every hash is checked; a broken one is reported and set aside, the one before is used.
 
 DeepSpeed's files are pickles: resume only from folders that you trust.
 """

@@ -103,7 +103,7 @@ class Console:
             announcement.cancel()
 
     def keep(self, name: str, record: dict) -> None:
-        """Append to a file of records; a full disk is told once and must not end the training (specs: faults, D5)."""
+        """Append to a file of records; a full disk is told once and must not end the training."""
         try:
             append(self.folder / name, record)
         except OSError as error:

@@ -3,7 +3,7 @@
 The tokens of the targets are merged step by step: each step divides them into two sets by the parity of their place,
 finds for every token of the first set its most similar token of the second, and merges the best pairs. What comes out
 is a partition of the tokens of each image. Students and targets are then compared group by group, each group weighted
-by its size: equal to giving every token its group's mean and comparing token by token (specs: performance, 2).
+by its size: equal to giving every token its group's mean and comparing token by token.
 
 Pure tensor functions. Sums over groups are matrix products with the membership, not scattered additions: on a GPU the
 latter add in a random order, and a resumed run would differ from an unbroken one. Shapes depend on (removed,
@@ -35,7 +35,7 @@ class Groups(NamedTuple):
 def removed_per_step(removed: int, num_steps: int, num_tokens: int) -> int:
     """Tokens that each of `num_steps` steps removes, so that all of them remove about `removed` of `num_tokens`.
 
-    Rounded up, unless that would remove more tokens than there are (specs: dtm, 1.5).
+    Rounded up, unless that would remove more tokens than there are.
     """
     rounded_up = math.ceil(removed / num_steps)
     return removed // num_steps if rounded_up * num_steps > num_tokens else rounded_up

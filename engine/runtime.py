@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(minutes=5)  # of a collective: a rank that hangs is noticed (specs: faults, G2)
+TIMEOUT = timedelta(minutes=5)  # of a collective: a rank that hangs is noticed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -170,7 +170,7 @@ def import_deepspeed():
     """DeepSpeed, without its chatter and without compiling C++.
 
     On the CPU `init_distributed` builds an operator (minutes of g++, behind a lock that can wait for ever) that only
-    inference uses; it is declared incompatible before that (specs: engine, section 1).
+    inference uses; it is declared incompatible before that.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -53,7 +53,7 @@ class Teacher(nn.Module):
         """Features fp32 [B, N, T] of every patch of images [B, 3, S, S], normalised as the student sees them.
 
         The last norm is applied to all tokens, the class token is dropped, and CLIP's visual projection follows where
-        the network has it as its head. Nothing is normalised (specs: dtm, 1.3).
+        the network has it as its head. Nothing is normalised.
         """
         if self.factor is not None:
             images = images * self.factor + self.offset
@@ -127,8 +127,8 @@ def load_clip(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
 def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
     """Position table [1, 1 + M, D] of a square grid for another one: [1, 1 + grid_size^2, D].
 
-    Bicubic with the scale (grid_size + 0.1) / sqrt(M), as the released program does for other image sizes (specs: dtm,
-    1.3). The same grid is left as it is.
+    Bicubic with the scale (grid_size + 0.1) / sqrt(M), as the released program does for other image sizes. The same
+    grid is left as it is.
     """
     cls, patches = positions[:, :1], positions[:, 1:]
     side = round(patches.shape[1] ** 0.5)

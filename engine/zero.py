@@ -20,7 +20,7 @@ def deepspeed_config(recipe: Recipe, world_size: int) -> dict:
         "gradient_accumulation_steps": num_micro_steps(optim.global_batch, optim.micro_batch, world_size),
         "gradient_clipping": optim.clip_grad,
         "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # torch's fused AdamW: exact at every stage (specs: engine, 2)
+        "zero_allow_untested_optimizer": True,  # torch's fused AdamW: exact at every stage
         "steps_per_print": NEVER,
         **PRECISIONS[recipe.precision],
     }

@@ -1,4 +1,4 @@
-"""The demo: small enough for two CPU cores, the same code path as ImageNet (specs of the demo: README, "Demo")."""
+"""The demo: small enough for two CPU cores, the same code path as ImageNet."""
 
 from dataclasses import replace
 

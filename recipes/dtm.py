@@ -3,7 +3,7 @@
 Pre-training with a frozen CLIP ViT-B/16 as the teacher: AdamW (0.9, 0.98), weight decay 0.05, batch 1024, 10 epochs of
 warm-up, half a cosine to 1e-5, gradients clipped at norm 3, 300 epochs; a BEiT with 75 of its 196 patches masked in
 blocks, colours jittered by 0.4. Where the paper's text, the released program and its documentation disagree, the
-choice and its reason stand in the specification (specs: dtm, section 2). Results are quoted from a public review of
+choice stands in docs/methods.md. Results are quoted from a public review of
 the paper: they were not checked against its tables.
 """
 
@@ -90,7 +90,7 @@ def vit_l_dtm() -> Recipe:
 def vit_b_dtm_paper_lr() -> Recipe:
     """DTM, ViT-B/16 with the learning rate that the paper's text names, 1.5e-4; else as vit_b_dtm.
 
-    For who wants to settle which of the two rates gave the paper's results (specs: dtm, section 2, row 7). Not yet
+    For who wants to settle which of the two rates gave the paper's results. Not yet
     run here.
 
     Command: deepspeed engine/train.py --recipe vit_b_dtm_paper_lr data.train=DIR teacher=FILE

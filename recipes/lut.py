@@ -1,6 +1,6 @@
 """LUT: Learning with Unmasked Tokens Drives Stronger Vision Learners (Kim et al., ECCV 2024, arXiv 2310.13593).
 
-Pre-training as specified in specs/lut.md, sections 1.1 to 1.8, with the choices its table of discrepancies recommends:
+Pre-training as docs/methods.md has it, with the choices of its table where paper and program disagree:
 AdamW (0.9, 0.95), weight decay 0.05, batch 4096, base learning rate 1.5e-4 with the rule blr x sqrt(batch) / 4 (2.4e-3
 at 4096), 40 epochs of warm-up, cosine to zero, 1600 epochs; two simple-resized-crop views, the second one distorted;
 projector and predictor of two layers, 4096 wide, with batch norm; moving average from 0.996 to 1.

@@ -37,7 +37,7 @@ class Mae:
 class Dtm:
     """Dynamic token morphing (Kim et al., 2025, arXiv 2401.00254): a frozen teacher's tokens, compared in groups.
 
-    Every patch is seen; the masked ones through a mask token. Sources: specs, dtm, sections 1.2 to 1.6.
+    Every patch is seen; the masked ones through a mask token. Sources: docs/methods.md.
     """
 
     num_masked: int = 75  # patches of 196 that the block-wise mask hides
@@ -70,7 +70,7 @@ class Dtm:
 class Lut(Mae):
     """Learning with unmasked tokens (Kim et al., 2024, arXiv 2310.13593): MAE and broader contextualisation.
 
-    Sources: specs, lut, sections 1.3 to 1.7.
+    Sources: docs/methods.md.
     """
 
     w_mae: float = 1.0  # weight of the reconstruction

@@ -28,7 +28,7 @@ class Model:
     """The encoder: a Vision Transformer under timm's names, of one of two architectures.
 
     vit: fixed sine-cosine positions (MAE, LUT). beit: positions relative, by one table per block and one that all
-    blocks share, added up, and a learned scale of every branch (DTM; specs: dtm, 1.4).
+    blocks share, added up, and a learned scale of every branch (DTM).
     """
 
     architecture: Literal["vit", "beit"] = "vit"
@@ -71,17 +71,17 @@ class Data:
     crop: Literal["rrc", "src"] = "rrc"  # random resized crop (MAE, DTM), or simple resized crop (LUT)
     scale: tuple[float, float] = (0.2, 1.0)  # rrc: share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # rrc: width / height
-    crop_padding: int = 4  # src: pixels reflected at each side of the resized image (specs: lut, 1.1)
+    crop_padding: int = 4  # src: pixels reflected at each side of the resized image
     hflip: float = 0.5  # probability of a horizontal flip
     # Colour jitter of the view pretrain_dtm and of pretrain_lut's second image; strength 0 leaves an operation out.
-    brightness: float = 0.0  # factor in 1 - b ... 1 + b; LUT and DTM: 0.4 (specs: lut, 1.1; dtm, 1.1)
+    brightness: float = 0.0  # factor in 1 - b ... 1 + b; LUT and DTM: 0.4
     contrast: float = 0.0  # likewise, about the mean gray; LUT and DTM: 0.4
     saturation: float = 0.0  # likewise, about the pixel's gray; LUT: 0.2, DTM: 0.4
     hue: float = 0.0  # shift in -h ... h turns of the colour circle, at most 1/6; LUT: 0.1
     jitter_prob: float = 1.0  # share of the images that are jittered; LUT: 0.8, DTM: 1
     # The second image of pretrain_lut then becomes gray, solarized or blurred, a third each.
-    solarize_threshold: int = 128  # levels of 255: values from here on are inverted (specs: lut, 1.1)
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels, uniform (specs: lut, 1.1)
+    solarize_threshold: int = 128  # levels of 255: values from here on are inverted
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels, uniform
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of pixels in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
     eval_crop: float = 0.875  # evaluation: image_size / shorter side before the centre crop
@@ -169,7 +169,7 @@ class Optim:
     def peak_lr(self) -> float:
         """Learning rate after warm-up: `lr` where it is given, else `blr` by `lr_rule`.
 
-        linear: MAE; sqrt: LUT (specs: lut, 1.8); sqrt_2048: DTM (specs: dtm, 1.7).
+        linear: MAE; sqrt: LUT; sqrt_2048: DTM (docs/methods.md).
         """
         if self.lr is not None:
             return self.lr

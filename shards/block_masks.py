@@ -1,4 +1,4 @@
-"""Block-wise masks of BEiT (Bao et al., 2021, arXiv 2106.08254, algorithm 1), as DTM uses them (specs: dtm, 1.2).
+"""Block-wise masks of BEiT (Bao et al., 2021, arXiv 2106.08254, algorithm 1), as DTM uses them (docs/methods.md).
 
 Rectangles are placed one after the other until `num_masked` cells are covered or ten tries in a row have failed; what
 is then missing is masked cell by cell. A sample's tries are numbered, and try t uses four random numbers of its own,

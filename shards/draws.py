@@ -199,7 +199,7 @@ def pretrain_mae(data: Data, seed: int, epoch: int, ids: np.ndarray, height: np.
 
 
 def pretrain_lut(data: Data, seed: int, epoch: int, ids: np.ndarray, height: np.ndarray, width: np.ndarray) -> Draws:
-    """LUT's augmentation (specs: lut, 1.1): two independent crops and flips; the second image jittered and changed.
+    """LUT's augmentation (docs/methods.md): two independent crops and flips; the second image jittered and changed.
 
     As `framing` for the first image and, with names ending in `SECOND`, for the second; `jitters`; `effects`.
     """
@@ -213,7 +213,7 @@ def pretrain_lut(data: Data, seed: int, epoch: int, ids: np.ndarray, height: np.
 
 
 def pretrain_dtm(data: Data, seed: int, epoch: int, ids: np.ndarray, height: np.ndarray, width: np.ndarray) -> Draws:
-    """DTM's augmentation (specs: dtm, 1.1): jitter of the whole image, crop, flip. As `jitters` and `framing`."""
+    """DTM's augmentation (docs/methods.md): jitter of the whole image, crop, flip. As `jitters` and `framing`."""
     return {**framing(data, seed, epoch, ids, height, width), **jitters(data, seed, epoch, ids)}
 
 

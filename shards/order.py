@@ -7,7 +7,7 @@ ranks sees the same global batches. The last N % global_batch samples of an epoc
 ones each epoch.
 
 Samples are read in blocks of `block_size` members of one tar. Which samples share a block is redrawn each epoch (with
-fixed members, a pair that met once would meet again 28 times too often: specs/order_index.md section 6), and blocks
+fixed members, a pair that met once would meet again 28 times too often, by simulation), and blocks
 are shuffled over all tars. `block_size` 1 is a uniform shuffle.
 
 Errors: numbers that do not fit each other raise ValueError with both.

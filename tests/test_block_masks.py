@@ -34,7 +34,7 @@ class Placing(NamedTuple):
 
 
 def place(law: BlockMasks, uniform: Callable[[float, float], float], randint: Callable[[int, int], int]) -> Placing:
-    """The rectangles of one mask, one try after the other, as specified (specs: dtm, 1.2)."""
+    """The rectangles of one mask, one try after the other."""
     mask, gains = np.zeros((law.grid, law.grid), bool), []
     while sum(gains) < law.num_masked:
         most, gain = min(law.num_masked - sum(gains), law.max_area or law.num_masked), 0

@@ -95,7 +95,7 @@ def test_sixteen_bit_weights_and_buffers_of_32():
 
 
 def test_initial_weights():
-    """Specification, section 1.4: truncated at one standard deviation, deeper branches smaller, tables zero."""
+    """docs/methods.md: truncated at one standard deviation, deeper branches smaller, tables zero."""
     torch.manual_seed(0)
     encoder = MaskedBeit(Model(architecture="beit", embed_dim=192, depth=3, num_heads=3, init_values=0.1), 224)
     for weight in (encoder.patch_embed.proj.weight, encoder.blocks[1].attn.qkv.weight, encoder.cls_token):
@@ -215,7 +215,7 @@ def test_training_leaves_the_teacher_alone():
 
 @pytest.mark.parametrize(("name", "scale"), [("s", 0.1), ("b", 0.1), ("l", 1e-5)])
 def test_recipes_have_the_papers_numbers(name, scale):
-    """Specification of DTM, sections 1.1 to 1.7 with the recommendations of section 2."""
+    """docs/methods.md, DTM, with the choices of its table."""
     values, plain = leaves(registry.load(f"vit_{name}_dtm")), getattr(sizes, f"VIT_{name.upper()}")
     expected = {
         "model.architecture": "beit", "model.init_values": scale, "model.embed_dim": plain.embed_dim,

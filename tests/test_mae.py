@@ -151,7 +151,7 @@ def test_initial_weights():
 
 @pytest.mark.parametrize(("name", "count"), [("VIT_S", 21_665_664), ("VIT_B", 85_798_656), ("VIT_L", 303_301_632)])
 def test_number_of_parameters(name, count):
-    """Encoder and decoder sizes of the specification (LUT, section 1.2, counted on the released code)."""
+    """Encoder and decoder sizes counted on the released programs."""
     from engine.models.encoders import MaskedVisionTransformer
     from recipes import sizes
 

@@ -60,7 +60,7 @@ def test_decay_is_that_of_the_optimizer(weight_decay):
 
 
 def test_mae_decays_its_tokens_and_trains_no_position():
-    """As in the released program: timm's groups without a list of exceptions (He et al.; specs: lut, section 1.8)."""
+    """As in the released program: timm's groups without a list of exceptions (He et al.)."""
     model = Model(embed_dim=32, depth=1, num_heads=2, patch_size=8)
     settings = Mae(decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
     found = names(MaskedAutoencoder(settings, model, 32), 0.05, MaskedAutoencoder.no_decay)

@@ -40,7 +40,7 @@ def test_every_recipe_is_complete_and_documented(name):
     ("name", "width", "depth", "heads"), [("s", 384, 12, 6), ("b", 768, 12, 12), ("l", 1024, 24, 16)]
 )
 def test_mae_has_the_papers_numbers(name, width, depth, heads):
-    """He et al., appendix A.1, Table 8 (specification: LUT, sections 1.2 and 1.8, MAE column)."""
+    """He et al., appendix A.1, Table 8."""
     values = leaves(registry.load(f"vit_{name}_mae"))
     expected = {
         "model.embed_dim": width, "model.depth": depth, "model.num_heads": heads, "model.patch_size": 16,

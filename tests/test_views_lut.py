@@ -89,7 +89,7 @@ def test_reference_changes_colours_like_the_released_program(golden: dict[str, n
 
 
 def released_draws(seed: int) -> draws.Draws:
-    """The draws of the released program after seeding, in its own order (specs: lut, 1.1; golden two_view_seed)."""
+    """The draws of the released program after seeding, in its own order (golden two_view_seed)."""
     torch.manual_seed(seed)
     random.seed(seed)
     drawn: draws.Draws = {"resized": np.array([32, 41])}

@@ -1,6 +1,6 @@
 """timm's BEiT, able to see some of its patches through a mask token only. State-dict keys are timm's.
 
-The student of DTM (specs: dtm, 1.4): no absolute positions; attention is biased by relative position, by a table per
+The student of DTM (docs/methods.md): no absolute positions; attention is biased by relative position, by a table per
 block and by one that all blocks share, added up.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.models import vision_library  # noqa: F401  timm imports only after it
-from engine.models.encoders import PatchProjection
+from engine.models.encoders import PatchProjection, timm_arguments
 from recipes.schema import Model
 
 # isort: split
@@ -69,17 +69,5 @@ def truncated_normal(weight: Tensor) -> None:
 
 def beit_arguments(model: Model, image_size: int) -> dict:
     """Arguments with which `timm.create_model` builds the same encoder without a head."""
-    return dict(
-        img_size=image_size,
-        patch_size=model.patch_size,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_heads=model.num_heads,
-        mlp_ratio=model.mlp_ratio,
-        init_values=model.init_values,
-        use_abs_pos_emb=False,
-        use_rel_pos_bias=True,
-        use_shared_rel_pos_bias=True,
-        num_classes=0,
-        global_pool="token",
-    )
+    positions = dict(use_abs_pos_emb=False, use_rel_pos_bias=True, use_shared_rel_pos_bias=True)
+    return timm_arguments(model, image_size) | positions | dict(init_values=model.init_values)

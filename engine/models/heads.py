@@ -51,7 +51,7 @@ class RankBatchNorm(nn.Module):
 def projection_head(width: int, *, hidden: int, depth: int) -> nn.Module:
     """`depth` linear layers without bias, width -> hidden -> ... -> width, batch norm and ReLU between them.
 
-    Depth 0 is the identity; the last layer has neither norm nor activation (LUT, specification 1.5).
+    Depth 0 is the identity; the last layer has neither norm nor activation (LUT).
     """
     layers: list[nn.Module] = []
     for index in range(depth):

@@ -1,4 +1,4 @@
-"""Initial weights of MAE and LUT (specification of LUT, section 1.8, "init")."""
+"""Initial weights of MAE and LUT (docs/methods.md)."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class DynamicTokenMorphing(Objective):
     """BEiT on the masked image, one linear head on every patch token, distance to the teacher's group means."""
 
     view = "pretrain_dtm"
-    no_decay = frozenset({"cls_token", "pos_embed"})  # the mask token and position tables do decay (specs: dtm, 1.7)
+    no_decay = frozenset({"cls_token", "pos_embed"})  # the mask token and position tables do decay
 
     def __init__(self, settings: Dtm, model: Model, image_size: int, *, teacher: Teacher, seed: int) -> None:
         super().__init__()

@@ -67,7 +67,7 @@ class ContextualAutoencoder(MaskedAutoencoder):
         return average["head"](pooled(tokens)).chunk(2)
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Move the average; its momentum goes from 0.996 to 1 over the run (specification 1.6)."""
+        """Move the average; its momentum goes from 0.996 to 1 over the run."""
         momentum = cosine_momentum(self.settings.momentum, step / total_steps)
         average = self.outside[AVERAGE]
         update_average(self.encoder, average["encoder"], momentum)
