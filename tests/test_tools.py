@@ -52,7 +52,7 @@ def test_something_else_than_a_checkpoint_is_named(shards, tmp_path):
 
 def test_the_doctor_looks_at_everything(shards, tmp_path):
     done = tool("doctor.py", "--data", shards / "train", cwd=tmp_path)
-    for subject in ("python", "torch", "nvidia-dali", "gpu", "decoding", "deepspeed", "shared mem", "disk", "80 samples"):
+    for subject in ("python", "torch", "dali", "gpu", "decoding", "deepspeed", "shared mem", "disk", "80 samples"):
         assert subject in done.stdout, subject
     assert done.returncode == ("BAD" in done.stdout)
 
