@@ -21,6 +21,8 @@ sys.path[0] = str(ROOT)
 from rich.console import Console
 from rich.table import Table
 
+from engine import shell
+
 PER_CLASS = {"train": 200, "val": 50}  # crops of each of the 18 photographs
 MARK = ".maskwright-demo"  # says that a folder is ours to empty
 EXAMPLE = """examples:
@@ -72,6 +74,7 @@ def main() -> int:
     parser.add_argument("--teacher", choices=["mae", "lut"], default="mae", help="which encoder teaches DTM")
     parser.add_argument("--steps", type=int, help="train for fewer steps than the recipes'")
     args = parser.parse_args()
+    shell.calm_threads()
     out = args.out.resolve()
     introduce(out, args.teacher, len(args.seeds or [args.seed]))
     if not args.seeds:
