@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from engine import shell
 from recipes import registry
@@ -89,8 +90,14 @@ def check_command(args: argparse.Namespace) -> Command:
     from engine.start_up import require_data
     from engine.teacher_sources import require_teacher
 
-    require_data(args.recipe, recipe)
-    require_teacher(args.recipe, recipe, download=args.download)
+    missing: list[str] = []  # both are told at once: data and teacher
+    for require in (require_data, partial(require_teacher, download=args.download)):
+        try:
+            recipe = require(args.recipe, recipe)
+        except ValueError as error:
+            missing.append(str(error))
+    if missing:
+        raise ValueError("\n\n".join(missing))
     return Command(args.recipe, recipe, args.resume, args.allow_changes, args.debug)
 
 

@@ -7,16 +7,19 @@ left out (timm would take a dict holding `mask_token` for DINOv2).
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from engine.checkpoints import MANIFEST, complete_checkpoints
 from engine.models.build import build_encoder, timm_model
 from engine.objectives.build import build_objective
 from engine.objectives.contract import Objective
 from engine.runtime import import_deepspeed
+from engine.teacher_sources import require_teacher
 from recipes import registry
 from recipes.overrides import apply_overrides
 from recipes.schema import Recipe
@@ -69,26 +72,43 @@ def read_outside(folder: Path, objective: Objective) -> None:
     objective.load_outside_state(load_file(folder / OUTSIDE))
 
 
-def read_recipe(checkpoint: Path) -> Recipe:
-    """The recipe that a checkpoint was trained by; ValueError where the folder is no checkpoint."""
+def find_checkpoint(path: Path) -> Path:
+    """`path` where it is a checkpoint, or the newest complete one of the run `path`; ValueError else."""
+    if (path / MANIFEST).is_file():
+        return path
+    complete = complete_checkpoints(path / "checkpoints")
+    if not complete:
+        raise ValueError(f"{path}: no complete checkpoint (RUN/checkpoints/step_*), nor a run that holds one")
+    return complete[0]
+
+
+def read_manifest(checkpoint: Path) -> tuple[dict, Recipe]:
+    """A checkpoint's manifest and the recipe that it was trained by; ValueError where the folder is no checkpoint."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
         overrides = [f"{path}={value}" for path, value in manifest["recipe"].items()]
-        return apply_overrides(registry.load(manifest["name"]), overrides)
+        return manifest, apply_overrides(registry.load(manifest["name"]), overrides)
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{checkpoint}: no complete checkpoint (RUN/checkpoints/step_*): {error}") from error
 
 
 def read_encoder(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Recipe]:
     """The encoder of a checkpoint folder, in evaluation mode, with the recipe it was trained by."""
-    recipe = read_recipe(checkpoint)
+    _, recipe = read_manifest(checkpoint)
     return plain_encoder(recipe, load_file(checkpoint / "encoder" / WEIGHTS), device), recipe
 
 
-def read_objective(checkpoint: Path) -> tuple[Objective, Recipe]:
-    """The whole objective of a checkpoint folder in evaluation mode; a frozen teacher is opened where it was."""
-    recipe = read_recipe(checkpoint)
-    objective = build_objective(recipe)
+def read_objective(checkpoint: Path, teacher: str | None = None, download: bool = False) -> tuple[Objective, Recipe]:
+    """The whole objective of a checkpoint folder in evaluation mode, with the recipe it was trained by.
+
+    A frozen teacher is opened where it was, or at the place `teacher`; ValueError where it is not there, where it is
+    to be fetched without `download`, or has other weights than the one that taught.
+    """
+    manifest, recipe = read_manifest(checkpoint)
+    recipe = replace(recipe, teacher=teacher) if teacher else recipe
+    objective = build_objective(require_teacher(manifest["name"], recipe, download=download))
+    if objective.facts() != manifest.get("objective", {}):
+        raise ValueError(f"teacher={recipe.teacher}: has other weights than the teacher of {checkpoint}; name that one")
     encoder = load_file(checkpoint / "encoder" / WEIGHTS)
     rest = load_file(checkpoint / REST)
     objective.load_state_dict({ENCODER + name: value for name, value in encoder.items()} | rest, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.schedules import warmup_cosine
+from recipes.methods import Lut
 from recipes.schema import Optim, Recipe
 from shards.order import num_micro_steps, steps_per_epoch
 
@@ -38,6 +39,10 @@ def make_plan(recipe: Recipe, num_samples: int, world_size: int) -> Plan:
     run.steps, where it is given, replaces run.epochs x steps per epoch and the warm-up keeps its share of the run, so
     that a shortened run has the same schedule in small.
     """
+    if isinstance(recipe.objective, Lut) and recipe.optim.micro_batch * world_size < 2:
+        raise ValueError(
+            "optim.micro_batch=1: LUT's batch norm needs at least 2 images, micro-batch x ranks, to have a variance"
+        )
     per_epoch = steps_per_epoch(num_samples, recipe.optim.global_batch)
     total = recipe.run.steps or max(1, round(recipe.run.epochs * per_epoch))
     return Plan(

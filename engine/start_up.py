@@ -59,13 +59,14 @@ def validation_folder(data: Data) -> Path | None:
     return beside if (beside / MANIFEST).exists() else None
 
 
-def require_data(name: str, recipe: Recipe) -> None:
-    """MissingInput with the commands that help where a folder has no manifest."""
+def require_data(name: str, recipe: Recipe) -> Recipe:
+    """The recipe, unchanged; MissingInput with the commands that help where a folder has no manifest."""
     train, val = training_folder(recipe.data), validation_folder(recipe.data)
     for field, folder in (("data.train", train), ("data.val", val)):
         if folder is not None and not (folder / MANIFEST).exists():
             state = "holds no shards of ours (no manifest.json)" if folder.is_dir() else "does not exist"
             raise MissingInput(missing_page(name, field, folder, state))
+    return recipe
 
 
 def missing_page(name: str, field: str, folder: Path, state: str) -> str:
@@ -90,9 +91,12 @@ No data at hand:  make demo           with photographs that come inside two Pyth
 
 
 def start_lines(
-    name: str, recipe: Recipe, plan: Plan, world_size: int, train: Dataset, val: Dataset | None
+    name: str, recipe: Recipe, plan: Plan, world_size: int, train: Dataset, val: Dataset | None, teacher: str = ""
 ) -> list[str]:
-    """The run in a few lines: sizes, learning rate, precision, data, and every departure from the paper."""
+    """The run in a few lines: sizes, learning rate, precision, data, and every departure from the paper.
+
+    `teacher` is the hash of the weights of DTM's teacher.
+    """
     optim, run = recipe.optim, recipe.run
     rule = "given" if optim.lr is not None else f"{optim.blr:g} by the {optim.lr_rule} rule"
     epochs = plan.total_steps / plan.steps_per_epoch
@@ -108,7 +112,7 @@ def start_lines(
         f"data        {train.folder}: {len(train):,} samples in {len(train.paths):,} shards, {train.fingerprint[:12]}",
         f"k-NN        {val.folder}: {len(val):,} samples" if val else "k-NN        not measured: no data.val",
         *batch_norm_lines(recipe, world_size),
-        *([f"teacher     {recipe.teacher}"] if recipe.teacher else []),
+        *([f"teacher     {recipe.teacher}, weights {teacher[:12]}"] if teacher else []),
         *(f"departure   {line}" for line in departures(name, recipe)),
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,19 +43,23 @@ def find_teacher(teacher: str) -> TeacherSource | None:
     return None
 
 
-def require_teacher(name: str, recipe: Recipe, *, download: bool) -> None:
-    """MissingTeacher with the commands that help, where a recipe needs a teacher and has none.
+def require_teacher(name: str, recipe: Recipe, *, download: bool) -> Recipe:
+    """The recipe with its teacher's place made definite: absolute, and of a run the checkpoint that is newest now.
 
-    `download` is the user's permission to fetch one from timm's hub.
+    MissingTeacher with the commands that help, where a recipe needs a teacher and has none. `download` is the user's
+    permission to fetch one from timm's hub.
     """
     if not isinstance(recipe.objective, Dtm):
-        return
+        return recipe
     source = find_teacher(recipe.teacher)
     if source is None:
         raise MissingTeacher(missing_page(name, recipe.teacher, missing_reason(recipe.teacher)))
     if source.kind == "timm" and not download:
         reason = "fetching it from timm's hub takes your permission: add --download"
         raise MissingTeacher(missing_page(name, recipe.teacher, reason))
+    if source.kind == "timm":
+        return recipe
+    return replace(recipe, teacher=str(Path(source.place).resolve()))
 
 
 def missing_reason(teacher: str) -> str:
@@ -81,4 +85,4 @@ def missing_page(name: str, teacher: str, reason: str) -> str:
 
   deepspeed engine/train.py --recipe {name} --download teacher={TIMM}{CLIP}
 
-    fetches the weights by timm (network; about 350 MB, kept in its cache); any other name of timm's will do too"""
+    fetches the weights by timm (network; kept in its cache); any other name of timm's will do too"""

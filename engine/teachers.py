@@ -12,6 +12,7 @@ from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ import timm
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_WIDTH = 512  # of its visual projection
+CLIP_HEAD = "_clip_"  # in the names of timm's models that have it
 
 
 class Teacher(nn.Module):
@@ -73,8 +75,7 @@ def open_teacher(recipe: Recipe) -> Teacher:
     with torch.random.fork_rng(devices=[]):  # its first, random weights must not change the student's
         network = open_network(source, recipe.data.image_size)
     dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
-    clip_input = isinstance(recipe.objective, Dtm) and recipe.objective.teacher_norm == "clip"
-    teacher = Teacher(network, dtype, to_clip_input(recipe.data) if clip_input else None)
+    teacher = Teacher(network, dtype, rescaling(recipe, source, network))
     if teacher.num_patches != recipe.num_patches:
         raise ValueError(
             f"teacher={recipe.teacher}: sees {teacher.num_patches} patches where the student has {recipe.num_patches} "
@@ -83,10 +84,23 @@ def open_teacher(recipe: Recipe) -> Teacher:
     return teacher
 
 
-def to_clip_input(data: Data) -> tuple[Tensor, Tensor]:
-    """Factor and offset [3, 1, 1] from images normalised by `data` to images normalised as CLIP was trained on."""
-    mean, std, clip_mean, clip_std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std, CLIP_MEAN, CLIP_STD))
-    return std / clip_std, (mean - clip_mean) / clip_std
+def rescaling(recipe: Recipe, source: TeacherSource, network: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """How the student's images become the teacher's.
+
+    CLIP gets them as they are, as in the released program, unless objective.teacher_norm=clip; any other teacher gets
+    what it was trained on, which its timm configuration says.
+    """
+    if source.kind == "file" or CLIP_HEAD in source.place:
+        clip_input = isinstance(recipe.objective, Dtm) and recipe.objective.teacher_norm == "clip"
+        return to_input(recipe.data, CLIP_MEAN, CLIP_STD) if clip_input else None
+    mean, std = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
+    return None if (mean, std) == (recipe.data.mean, recipe.data.std) else to_input(recipe.data, mean, std)
+
+
+def to_input(data: Data, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Factor and offset [3, 1, 1] from images normalised by `data` to images normalised by `mean` and `std`."""
+    data_mean, data_std, mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std, mean, std))
+    return data_std / std, (data_mean - mean) / std
 
 
 def open_network(source: TeacherSource, image_size: int) -> nn.Module:
@@ -97,11 +111,12 @@ def open_network(source: TeacherSource, image_size: int) -> nn.Module:
         network = clip_network(image_size)
         load_clip(network, read_weights(Path(source.place)), f"teacher={source.place}")
         return network
-    # timm gives its CLIP models the projection as a head; a classifier of ImageNet is no feature.
-    head = {} if "_clip_" in source.place else {"num_classes": 0}
+    # timm gives its CLIP models the projection as a head; a classifier of ImageNet is no feature. Pooling by the token
+    # keeps the last norm where all tokens pass it: models that average have theirs after the pooling.
+    head = {} if CLIP_HEAD in source.place else {"num_classes": 0, "global_pool": "token"}
     try:
         return timm.create_model(source.place, pretrained=True, img_size=image_size, **head)
-    except (RuntimeError, OSError) as error:  # an unknown name, or no network
+    except (RuntimeError, OSError, TypeError) as error:  # an unknown name, no network, or no transformer
         raise ValueError(f"teacher=timm:{source.place}: timm could not provide it: {error}") from error
 
 
@@ -121,7 +136,10 @@ def load_clip(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
     except RuntimeError as error:
         reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]
         found = ", ".join(list(state)[:3])
-        raise ValueError(f"{what}: not CLIP's ViT-B/16 ({reason}); the file begins with {found}") from error
+        raise ValueError(
+            f"{what}: not CLIP's ViT-B/16 ({reason}); the file begins with {found}. "
+            "For an encoder of your own give its folder"
+        ) from error
 
 
 def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
@@ -145,12 +163,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Nothing in the file is executed. ValueError where it is no such file.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
-        content = load_pickle(path)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"teacher={path}: not a file of weights ({str(error).splitlines()[0]})") from error
+        content = load_file(path) if path.suffix == ".safetensors" else load_pickle(path)
+    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, LookupError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"teacher={path}: not a file of weights ({reason})") from error
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict):

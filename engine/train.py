@@ -240,7 +240,13 @@ class Trainer:
         (self.folder / "recipe.json").write_text(json.dumps(self.facts(), indent=1) + "\n")
         self.console = Console(self.folder, enabled=True, total_steps=self.plan.last_step, start_step=self.first_step)
         lines = start_lines(
-            self.command.name, self.recipe, self.plan, self.runtime.world_size, self.train_set, self.val_set
+            self.command.name,
+            self.recipe,
+            self.plan,
+            self.runtime.world_size,
+            self.train_set,
+            self.val_set,
+            self.objective.facts().get("teacher", ""),
         )
         for line in lines:
             self.console.say(line)

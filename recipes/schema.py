@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from recipes.checks import require
-from recipes.methods import ARCHITECTURE_OF, Dtm, Lut, Objective
+from recipes.methods import ARCHITECTURE_OF, Dtm, Lut, Mae, Objective
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -283,6 +283,11 @@ class Recipe:
         require(
             self.data.image_size % self.model.patch_size == 0,
             f"data.image_size={self.data.image_size}: not a multiple of model.patch_size={self.model.patch_size}",
+        )
+        require(
+            not isinstance(self.objective, Mae) or int(self.num_patches * (1 - self.objective.mask_ratio)) >= 1,
+            f"objective.mask_ratio={getattr(self.objective, 'mask_ratio', 0)}: leaves none of {self.num_patches} "
+            "patches; choose a smaller share",
         )
         require(
             not isinstance(self.objective, Lut) or self.precision in ("fp32", "bf16"),

@@ -125,7 +125,10 @@ def _to_torch(served: Served, copy: bool) -> Batch:
         columns = {name: column.clone() for name, column in columns.items()}
         torch.cuda.current_stream(columns["ids"].device).synchronize()
     positions = torch.from_numpy(served.positions)  # the host decides by them: read back, it would wait for the device
-    return Batch(views, columns["labels"], columns["ids"], positions, columns["noise"], columns["mask"])
+    ids = columns["ids"]
+    nothing = torch.empty(len(ids), 0, device=ids.device)
+    noise, mask = columns.get("noise", nothing), columns.get("mask", nothing.bool())
+    return Batch(views, columns["labels"], ids, positions, noise, mask)
 
 
 class _Loader:

@@ -8,7 +8,7 @@ came from (`source_info`) for the first batch of a segment, or for all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -47,13 +47,14 @@ class Feed:
     check_sources: bool = False  # compare the source of every batch with the plan, not only of a segment's first
 
     def columns(self, batch: MicroBatch) -> dict[str, np.ndarray]:
-        """Everything about a micro-batch but its pixels, one row per sample."""
-        return {
+        """Everything about a micro-batch but its pixels, one row per sample; columns without width are left out."""
+        columns = {
             "labels": self.dataset.label[batch.ids].astype(np.int64),
             "ids": batch.ids,
             **self.masks.drawn(self.seed, batch.epoch, batch.ids),
             **self.view.drawn(self.dataset, self.data, self.seed, batch.epoch, batch.ids),
         }
+        return {name: column for name, column in columns.items() if column.size}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Served:
     """One micro-batch as DALI returned it; the lists own their memory."""
 
     images: tuple[TensorList, ...]
-    columns: dict[str, TensorList]  # by COLUMNS
+    columns: dict[str, TensorList]  # those of COLUMNS that have a width
     positions: np.ndarray  # int64 [B], places in the global batch
 
 
@@ -75,6 +76,7 @@ class SegmentPipeline:
         and RuntimeError if DALI serves other bytes than planned.
         """
         self._feed, self._segment, self._served = feed, segment, 0
+        self._columns = delivered_columns(feed.columns(segment[0]))
         ids = np.concatenate([batch.ids for batch in segment])
         with index_folder() as folder:
             paths, indexes = write_segment(feed.dataset, ids, folder)
@@ -106,8 +108,8 @@ class SegmentPipeline:
         if first or self._feed.check_sources:
             check_sources(self._feed.dataset, batch.ids, sources)
         self._served += 1
-        num_images = len(outputs) - len(COLUMNS)
-        columns = dict(zip(COLUMNS, outputs[num_images:], strict=True))
+        num_images = len(outputs) - len(self._columns)
+        columns = dict(zip(self._columns, outputs[num_images:], strict=True))
         return Served(tuple(outputs[:num_images]), columns, batch.positions)
 
     def _explained(self, error: RuntimeError) -> UndecodableSample | RuntimeError:
@@ -127,6 +129,11 @@ class SegmentPipeline:
             f"DALI failed between {self._feed.dataset.name(first)} and {self._feed.dataset.name(last)}, though each of "
             f"these samples decodes alone; it says: {error}"
         )
+
+
+def delivered_columns(columns: Iterable[str]) -> list[str]:
+    """Those of COLUMNS that there are, in their order."""
+    return [name for name in COLUMNS if name in columns]
 
 
 def build_pipeline(feed: Feed, segment: Segment, paths: list[str], indexes: list[str]) -> Pipeline:
@@ -170,7 +177,7 @@ def _connected(
     )
     columns = dict(zip(example, nodes))  # noqa: B905 (the rewritten zip has no `strict`; num_outputs says the same)
     images = feed.view.graph(encoded, columns, feed.data, gpu)
-    delivered = [columns[name].gpu() if gpu else columns[name] for name in COLUMNS]
+    delivered = [columns[name].gpu() if gpu else columns[name] for name in delivered_columns(example)]
     sources = fn.get_property(encoded, key="source_info")
     return (columns["ids"], sources, *images, *delivered)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -63,3 +64,25 @@ def test_a_checkpoint_holds_the_student_and_not_the_teacher(folder):
     objective, _ = read_objective(checkpoint)
     assert {name.partition(".")[0] for name in objective.state_dict()} == {"encoder", "mask_token", "head"}
     assert objective.facts()["teacher"] in (checkpoint / "manifest.json").read_text()
+
+
+def test_every_stage_and_precision_has_the_same_losses(folder):
+    """Two ranks, ZeRO 0 to 3; stage 3, where small weights are divided too, comes last (it patches torch)."""
+    settings = ["--recipe", "vit_ti_dtm_demo", *SETTINGS, f"data.train={data_of(folder)}", f"teacher={folder}/teacher",
+                "zero.param_persistence_threshold=0"]  # fmt: skip
+    stages = [(0, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16_params"), (3, "fp32"), (3, "bf16")]
+    runs = {f"stage{stage}_{precision}": f"zero.stage={stage},precision={precision}" for stage, precision in stages}
+    call(folder, *(f"{name}={overrides}" for name, overrides in runs.items()), "--", *settings, ranks=2)
+    reference = run(folder, "two").metrics
+    for name in runs:
+        tolerance, norm_tolerance = (1e-6, 1e-3) if name.endswith("fp32") else (2e-2, 0.2)
+        for line, expected in zip(run(folder, name).metrics, reference, strict=True):
+            assert line["loss"] == pytest.approx(expected["loss"], abs=tolerance), name
+            assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3 if tolerance == 1e-6 else 0.2), (
+                name
+            )
+
+
+def data_of(folder: Path) -> str:
+    """The training shards that the runs of `folder` were given."""
+    return json.loads((folder / "two" / "recipe.json").read_text())["recipe"]["data.train"]

@@ -221,3 +221,12 @@ def test_rank_batch_norm_on_one_rank_is_batch_norm():
 def test_pooling_leaves_the_class_token_out():
     tokens = torch.randn(2, 5, 3)
     torch.testing.assert_close(pooled(tokens), tokens[:, 1:].sum(1) / 4)
+
+
+def test_a_low_mask_ratio_trains_too():
+    """Below one half the second view keeps fewer patches than the first."""
+    objective = ContextualAutoencoder(Lut(mask_ratio=0.4, **small()), TINY, 32)
+    images = (torch.randn(3, 3, 32, 32), torch.randn(3, 3, 32, 32))
+    loss = objective(SimpleNamespace(views=images, noise=torch.rand(3, 16)), 0)["loss"]
+    loss.backward()
+    assert loss.isfinite()

@@ -231,6 +231,14 @@ def test_without_data_the_screen_says_how_to_get_some(tmp_path):
     assert named.returncode == 2 and str(tmp_path / "shards/train") in named.stderr
 
 
+def test_without_a_teacher_the_screen_says_so_beside_the_data(tmp_path):
+    told = ask("--recipe", "vit_l_dtm", cwd=tmp_path)
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    for needed in ("tools/make_shards.py", "no teacher is named", "teacher=FILE", "--download"):
+        assert needed in told.stderr
+    assert len(told.stderr.splitlines()) <= 40
+
+
 def test_printing_names_every_field():
     printed = ask("--recipe", "vit_ti_mae_demo", "--print").stdout
     for path, value in leaves(registry.load("vit_ti_mae_demo")).items():

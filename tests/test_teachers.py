@@ -18,7 +18,7 @@ from engine.foreign import from_clip
 from engine.models.beit import MaskedBeit
 from engine.start_up import is_harmless, is_structural
 from engine.teacher_sources import MissingTeacher, find_teacher, require_teacher
-from engine.teachers import CLIP_MEAN, CLIP_STD, Teacher, clip_network, load_clip, open_teacher, to_clip_input
+from engine.teachers import CLIP_MEAN, CLIP_STD, Teacher, clip_network, load_clip, open_teacher, to_input
 from recipes import registry
 from recipes.overrides import apply_overrides
 
@@ -71,7 +71,7 @@ def test_clip_weights_under_all_their_names():
 def test_teacher_input_can_be_normalised_as_clips():
     data, pixels = registry.load("vit_b_dtm").data, torch.rand(2, 3, 4, 4)
     mean, std, clip_mean, clip_std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std, CLIP_MEAN, CLIP_STD))
-    factor, offset = to_clip_input(data)
+    factor, offset = to_input(data, CLIP_MEAN, CLIP_STD)
     torch.testing.assert_close((pixels - mean) / std * factor + offset, (pixels - clip_mean) / clip_std)
     plain, rescaled = Teacher(Widen(), torch.float32), Teacher(Widen(), torch.float32, (factor, offset))
     rescaled.network.load_state_dict(plain.network.state_dict())

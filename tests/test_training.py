@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -90,7 +89,14 @@ def test_every_stage_and_precision_trains_and_resumes(shards, tmp_path):
     """ZeRO 0 to 3 on two ranks: the same losses in fp32, close ones in 16 bits; stage 3 really divides the weights."""
     runs = {
         f"stage{stage}_{precision}": f"zero.stage={stage},precision={precision}"
-        for stage, precision in [*itertools.product(range(4), ["fp32"]), (1, "bf16"), (2, "bf16_params"), (3, "bf16")]
+        # Stage 3 comes last: from then on DeepSpeed replaces torch's linear function in the whole process.
+        for stage, precision in [
+            *((stage, "fp32") for stage in range(3)),
+            (1, "bf16"),
+            (2, "bf16_params"),
+            (3, "fp32"),
+            (3, "bf16"),
+        ]  # fmt: skip
     }
     common = ("--recipe", "vit_ti_mae_demo", *TINY, f"data.train={shards}/train", "run.steps=4", "data.val=",
               "zero.param_persistence_threshold=0", "evaluation.batch=4")  # fmt: skip

@@ -46,14 +46,15 @@ def trainings(teacher: str) -> dict[str, Training]:
     taught = f"taught by {teacher.upper()}"
     return {
         # The first step has learning rate 0: after it the weights are still the initial ones.
-        "random": Training("random weights", "vit_ti_mae_demo", ("run.stop_after=1",)),
+        "random": Training("random ViT", "vit_ti_mae_demo", ("run.stop_after=1",)),
+        "random_beit": Training("random BEiT", "vit_ti_dtm_demo", ("run.stop_after=1",), "random"),
         "mae": Training("MAE", "vit_ti_mae_demo"),
         "lut": Training("LUT", "vit_ti_lut_demo"),
         "dtm": Training(f"DTM, {taught}", "vit_ti_dtm_demo", (), teacher),
         "dtm_no_morphing": Training(
             f"DTM without morphing, {taught}", "vit_ti_dtm_demo", ("objective.max_removed=0",), teacher
         ),
-        "dtm_untrained_teacher": Training("DTM, taught by random weights", "vit_ti_dtm_demo", (), "random"),
+        "dtm_untrained_teacher": Training("DTM, taught by the random ViT", "vit_ti_dtm_demo", (), "random"),
     }
 
 
@@ -188,7 +189,7 @@ def measure(out: Path, rows: dict[str, Training]) -> dict[str, dict[str, float]]
             scores[name] = score_checkpoint(newest_checkpoint(out / name), out / "shards")
         if name == "random":
             scores["pixels"] = score_checkpoint(newest_checkpoint(out / name), out / "shards", of_pixels=True)
-        else:
+        if not name.startswith("random"):
             scores[name]["images_per_second"] = median_speed(out / name / "metrics.jsonl")
     return scores
 

@@ -53,11 +53,16 @@ class ContextualAutoencoder(MaskedAutoencoder):
         The views keep disjoint patches and go through the encoder as one batch; batch norm sees them one by one.
         """
         first, second = disjoint_masks(noise, self.settings.mask_ratio)
-        latent = self.encoder(torch.cat([clean, strong]), torch.cat([first.ids_keep, second.ids_keep]))
-        latents = latent.chunk(2)  # each [B, 1 + K, D]
+        latents = self.encode((clean, strong), (first.ids_keep, second.ids_keep))  # each [B, 1 + K, D]
         pred = self.decoder(latents[0], first.ids_restore)
         projections = [self.predictor(self.head(pooled(tokens))) for tokens in latents]
         return projections, self.reconstruction_loss(clean, pred, first.mask)
+
+    def encode(self, views: tuple[Tensor, Tensor], ids_keep: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Kept tokens of both views: as one batch, unless the second keeps fewer patches (mask_ratio below 1/2)."""
+        if ids_keep[0].shape == ids_keep[1].shape:
+            return self.encoder(torch.cat(views), torch.cat(ids_keep)).chunk(2)
+        return tuple(self.encoder(view, ids) for view, ids in zip(views, ids_keep, strict=True))
 
     @torch.no_grad()
     def targets(self, clean: Tensor, strong: Tensor) -> tuple[Tensor, ...]:
