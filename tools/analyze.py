@@ -18,24 +18,30 @@ EXAMPLE = """example:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("analysis", choices=list(ANALYSES), help="what to look at")
-    parser.add_argument("checkpoint", type=Path, help="a folder RUN/checkpoints/step_*")
+    parser.add_argument("checkpoint", type=Path, help="a folder RUN/checkpoints/step_*, or RUN")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards to take images from")
     parser.add_argument("--out", type=Path, help="picture to write (default: ANALYSIS.png)")
     parser.add_argument("--images", type=int, default=12, help="number of images (default: 12)")
+    parser.add_argument("--teacher", metavar="PLACE", help="DTM's teacher, where it is not where it was")
+    parser.add_argument("--download", action="store_true", help="allow a teacher to be fetched from timm's hub")
     parser.add_argument("--debug", action="store_true", help="show the traceback of expected errors too")
     args = parser.parse_args()
-    out = args.out or Path(f"{args.analysis}.png")
-    return shell.run(lambda: draw(args.analysis, args.checkpoint, args.data, args.images, out), debug=args.debug)
+    return shell.run(lambda: draw(args), debug=args.debug)
 
 
-def draw(analysis: str, checkpoint: Path, data: Path, num_images: int, out: Path) -> int:
+def draw(args: argparse.Namespace) -> int:
     """Write the picture of one analysis and say how to read it."""
     from engine.analyses.pictures import write_rows
-    from engine.export import read_objective
+    from engine.export import find_checkpoint, read_manifest, read_objective
     from shards.dataset import open_dataset
 
-    objective, recipe = read_objective(checkpoint)
-    dataset = open_dataset(data)
+    analysis, num_images, out = args.analysis, args.images, args.out or Path(f"{args.analysis}.png")
+    if num_images < 1:
+        raise ValueError(f"--images={num_images}: at least 1 image is needed")
+    checkpoint = find_checkpoint(args.checkpoint)
+    require_fitting(analysis, checkpoint, read_manifest(checkpoint)[1])
+    dataset = open_dataset(args.data)
+    objective, recipe = read_objective(checkpoint, args.teacher, args.download)
     rows, explanation = ANALYSES[analysis](objective, recipe, dataset, min(num_images, len(dataset)))
     write_rows(out, rows)
     print(f"{out}: rows are {explanation}")
@@ -95,6 +101,15 @@ def draw_morphs(objective, recipe, dataset, num_images: int):
 
 
 ANALYSES = {"views": draw_views, "reconstructions": draw_reconstructions, "morphs": draw_morphs}
+FITTING = {"Mae": ("views", "reconstructions"), "Lut": ("views", "reconstructions"), "Dtm": ("views", "morphs")}
+
+
+def require_fitting(analysis: str, checkpoint: Path, recipe) -> None:
+    """ValueError where the method of a checkpoint has nothing of what an analysis shows."""
+    method = type(recipe.objective).__name__
+    if analysis not in FITTING[method]:
+        fitting = " and ".join(FITTING[method])
+        raise ValueError(f"{analysis}: {checkpoint} was trained by {method.upper()}; {fitting} fit it")
 
 
 def evaluation_images(recipe, dataset, num_images: int):

@@ -11,15 +11,19 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 # Started as a script, tools/ is first on the path; the repository's root belongs there, installed or not.
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from engine import shell
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 EXAMPLE = "example:\n  python tools/doctor.py --data data/imagenet/train"
 OK, NOTE, BAD = "ok", "note", "BAD"
@@ -48,30 +52,58 @@ def main() -> int:
     return shell.run(lambda: report(args.data, args.out), debug=args.debug)
 
 
+class Check(NamedTuple):
+    """A part of the examination: its findings, and what helps where it cannot even be made."""
+
+    name: str
+    findings: Callable[[], Iterator[Finding]]
+    remedy: str
+
+
+def checks(data: Path | None, out: Path) -> list[Check]:
+    found = [
+        Check("packages", versions, "install again: make setup"),
+        Check("gpu", devices, "install torch again: make setup; then look at nvidia-smi"),
+        Check("decoding", decoding, "install DALI again: make setup"),
+        Check("deepspeed", deepspeed_state, "install DeepSpeed again: make setup"),
+        Check("memory", memory, "in a container: mount /proc and /dev/shm (--shm-size=8g)"),
+        Check("disk", partial(disk, out), "choose another folder: --out DIR here, run.out=DIR when training"),
+    ]
+    if data is not None:
+        remedy = "name a folder that tools/make_shards.py has written; tools/verify_shards.py looks at one closely"
+        found.append(Check("data", partial(shards, data), remedy))
+    return found
+
+
 def report(data: Path | None, out: Path) -> int:
     """Print every finding as it is made; 1 if one is bad."""
     from rich.console import Console
 
     console, bad = Console(highlight=False, soft_wrap=True), 0
     with console.status("looking at this machine") as status:
-        for check in (versions, devices, decoding, deepspeed_state, memory, lambda: disk(out), lambda: shards(data)):
-            status.update(f"looking at {getattr(check, '__name__', 'disk and data').replace('_', ' ')}")
+        for check in checks(data, out):
+            status.update(f"looking at {check.name}")
             for finding in tried(check):
                 bad += finding.state == BAD
-                line = f"[{STYLES[finding.state]}]{finding.state:4}[/] {finding.what:12} {finding.text}"
-                console.print(line + (f"\n                  -> {finding.remedy}" if finding.remedy else ""))
+                console.print(line(finding))
     console.print("[bold red]not ready[/]" if bad else "[green]ready[/]")
     return 1 if bad else 0
 
 
-def tried(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def line(finding: Finding) -> Text:
+    """A finding in colour. Names of files may look like rich's markup, so none is read from them."""
+    from rich.text import Text
+
+    remedy = f"\n                  -> {finding.remedy}" if finding.remedy else ""
+    return Text.assemble((f"{finding.state:4}", STYLES[finding.state]), f" {finding.what:12} {finding.text}{remedy}")
+
+
+def tried(check: Check) -> Iterator[Finding]:
     """The findings of a check; one that fails is a finding itself."""
     try:
-        yield from check()
+        yield from check.findings()
     except Exception as error:  # noqa: BLE001  a doctor must not die of what it finds
-        yield Finding(
-            getattr(check, "__name__", "check"), BAD, f"{type(error).__name__}: {error}", "install again: make setup"
-        )
+        yield Finding(check.name, BAD, f"{type(error).__name__}: {error}", check.remedy)
 
 
 def versions() -> Iterator[Finding]:
@@ -170,10 +202,8 @@ def disk(out: Path) -> Iterator[Finding]:
         yield Finding("disk", BAD, f"{place} cannot be written", "choose another folder: run.out=DIR")
 
 
-def shards(data: Path | None) -> Iterator[Finding]:
+def shards(data: Path) -> Iterator[Finding]:
     """A folder of shards, quickly checked."""
-    if data is None:
-        return
     dataset = importlib.import_module("shards.dataset").open_dataset(data)
     text = f"{data}: {len(dataset):,} samples in {len(dataset.paths):,} shards, {len(dataset.classes):,} classes"
     yield Finding("data", OK, text)
