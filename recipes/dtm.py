@@ -30,8 +30,19 @@ DEPARTURES = (
 def dtm(model: Model, *, init_values: float, micro_batch: int) -> Recipe:
     """The paper's recipe for one size; `micro_batch` only says how the 1,024 images are divided."""
     return Recipe(
-        model=replace(model, architecture="beit", init_values=init_values),
-        objective=Dtm(),
+        model=replace(model, architecture="beit", init_values=init_values, drop_path=0.0),
+        objective=Dtm(
+            num_masked=75,
+            min_block=16,
+            num_schedules=2,
+            max_removed=None,
+            max_steps=14,
+            images_per_draw=128,
+            loss="smooth_l1",
+            beta=2.0,
+            normalize_target=False,
+            teacher_norm="student",
+        ),
         optim=Optim(
             global_batch=1024,
             micro_batch=micro_batch,
@@ -42,9 +53,20 @@ def dtm(model: Model, *, init_values: float, micro_batch: int) -> Recipe:
             warmup_end="within",
             weight_decay=0.05,
             betas=(0.9, 0.98),
+            eps=1e-8,
             clip_grad=3.0,
         ),
-        data=Data(brightness=0.4, contrast=0.4, saturation=0.4),
+        data=Data(
+            crop="rrc",
+            scale=(0.2, 1.0),
+            ratio=(3 / 4, 4 / 3),
+            hflip=0.5,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.4,
+            hue=0.0,
+            jitter_prob=1.0,
+        ),
         run=Run(epochs=300),
         departures=DEPARTURES,
     )

@@ -26,12 +26,16 @@ def lut(model: Model, *, w_bc: float, micro_batch: int, departures: tuple[str, .
         objective=Lut(
             mask_ratio=0.75,
             norm_pix_loss=True,
+            decoder_embed_dim=512,
+            decoder_depth=8,
+            decoder_num_heads=16,
             w_mae=1.0,
             w_bc=w_bc,
             momentum=0.996,
             head_depth=2,
             predictor_depth=2,
             head_hidden=4096,
+            norm_batch=1024,
         ),
         optim=Optim(
             global_batch=4096,
@@ -42,6 +46,7 @@ def lut(model: Model, *, w_bc: float, micro_batch: int, departures: tuple[str, .
             warmup_epochs=40,
             weight_decay=0.05,
             betas=(0.9, 0.95),
+            eps=1e-8,
             clip_grad=0.0,
         ),
         data=Data(

@@ -8,7 +8,7 @@ drop path, no clipping. 1600 epochs, the length of the paper's best results (Tab
 from recipes import sizes
 from recipes.methods import Mae
 from recipes.registry import recipe
-from recipes.schema import Model, Optim, Recipe, Run
+from recipes.schema import Data, Model, Optim, Recipe, Run
 
 DEPARTURES = (
     "precision: bf16 autocast, no loss scaling (the released program: fp16 autocast with loss scaling)",
@@ -20,7 +20,13 @@ def mae(model: Model, *, micro_batch: int, epochs: float = 1600) -> Recipe:
     """The paper's recipe for one size; `micro_batch` only says how the 4,096 images are divided."""
     return Recipe(
         model=model,
-        objective=Mae(),
+        objective=Mae(
+            mask_ratio=0.75,
+            norm_pix_loss=True,
+            decoder_embed_dim=512,
+            decoder_depth=8,
+            decoder_num_heads=16,
+        ),
         optim=Optim(
             global_batch=4096,
             micro_batch=micro_batch,
@@ -30,8 +36,10 @@ def mae(model: Model, *, micro_batch: int, epochs: float = 1600) -> Recipe:
             warmup_epochs=40,
             weight_decay=0.05,
             betas=(0.9, 0.95),
+            eps=1e-8,
             clip_grad=0.0,
         ),
+        data=Data(crop="rrc", scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5),
         run=Run(epochs=epochs),
         departures=DEPARTURES,
     )
