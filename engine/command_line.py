@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 from engine import shell
 from recipes import registry
@@ -57,8 +59,7 @@ def parse_command(arguments: list[str]) -> Command:
     """The request to train; for anything else (--list, --print, a mistake) says its answer and exits."""
     args = make_parser().parse_intermixed_args(unglue_resume(arguments))
     if args.list:
-        print_list()
-        sys.exit(0)
+        answer(list_lines())
     try:
         return check_command(args)
     except ValueError as error:
@@ -85,8 +86,7 @@ def check_command(args: argparse.Namespace) -> Command:
         raise ValueError(f"--resume {args.resume}: write `--resume` or `--resume auto`; the folder is run.out")
     recipe = apply_overrides(registry.load(args.recipe), args.overrides)
     if args.print:
-        print_recipe(args.recipe, recipe)
-        sys.exit(0)
+        answer(recipe_lines(args.recipe, recipe))
     from engine.start_up import require_data
     from engine.teacher_sources import require_teacher
 
@@ -101,16 +101,22 @@ def check_command(args: argparse.Namespace) -> Command:
     return Command(args.recipe, recipe, args.resume, args.allow_changes, args.debug)
 
 
-def print_list() -> None:
+def answer(lines: list[str]) -> NoReturn:
+    """Print and exit; a reader that stops early (`--list | head`) ends it quietly."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    print("\n".join(lines))
+    sys.exit(0)
+
+
+def list_lines() -> list[str]:
+    """Every recipe's name and the first line of its documentation."""
     names = registry.recipes()
     width = max(map(len, names))
-    for name in names:
-        print(f"{name:{width}}  {registry.summary(name)}")
+    return [f"{name:{width}}  {registry.summary(name)}" for name in names]
 
 
-def print_recipe(name: str, recipe: Recipe) -> None:
-    print(f"{name}: {registry.documentation(name)}\n")
-    for path, value in leaves(recipe).items():
-        print(f"{path}={show(value)}")
-    for line in recipe.departures:
-        print(f"departure from the paper: {line}")
+def recipe_lines(name: str, recipe: Recipe) -> list[str]:
+    """A recipe's documentation, every field as an override would spell it, and its departures from the paper."""
+    fields = [f"{path}={show(value)}" for path, value in leaves(recipe).items()]
+    remarks = [f"departure from the paper: {line}" for line in recipe.departures]
+    return [f"{name}: {registry.documentation(name)}", "", *fields, *remarks]
