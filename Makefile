@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-# make demo-full: three seeds of the demo, about twenty minutes.
+# make demo-full: three seeds of the demo, 25 to 35 minutes.
 .PHONY: setup demo demo-full test test-all gpu-check doctor lint clean
 
 setup:

@@ -11,7 +11,7 @@ VIT_TI_DEMO = Model(embed_dim=96, depth=4, num_heads=3, patch_size=8)
 
 @recipe
 def vit_ti_mae_demo() -> Recipe:
-    """MAE, a 0.5 M parameter ViT on 32 px crops of 18 photographs: `make demo`, about two minutes on two cores.
+    """MAE, a 0.5 M parameter ViT on 32 px crops of 18 photographs: a run of `make demo`, a minute on two idle cores.
 
     Ours, not a paper's: what it shows is that the whole system trains and that features improve.
 

@@ -98,7 +98,7 @@ def introduce(out: Path, teacher: str, num_seeds: int) -> None:
         "does     18 photographs -> 4,500 small JPEGs -> shards -> DALI -> MAE, LUT, DTM by DeepSpeed -> scores"
     )
     console.print(f"         DTM's teacher is the {teacher.upper()} encoder just trained; ImageNet recipes use CLIP")
-    console.print(f"takes    about {7 * num_seeds} minutes on two idle cores; everything goes to {out}")
+    console.print(f"takes    about {8 * num_seeds} minutes on two idle cores; everything goes to {out}")
 
 
 def gpu_is_there() -> bool:

@@ -15,8 +15,6 @@ from engine.start_up import check_classes
 from recipes.schema import Recipe
 from shards.dataset import open_dataset
 
-PIXELS = "pixels"  # instead of a checkpoint: the images themselves
-
 
 def alone() -> Runtime:
     """A world of one rank, without any process group."""
