@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recipes.schema import largest_divisor
+from recipes.sections.optim import largest_divisor
 from shards.philox import Stream, keys64
 
 

@@ -1,0 +1,9 @@
+"""The knobs of each method: MAE, LUT, DTM. Where each comes from stands beside it and in docs/methods.md."""
+
+from recipes.methods.dtm import Dtm
+from recipes.methods.lut import Lut
+from recipes.methods.mae import Mae
+
+Objective = Mae | Lut | Dtm
+
+__all__ = ["Dtm", "Lut", "Mae", "Objective"]
