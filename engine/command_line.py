@@ -87,11 +87,12 @@ def check_command(args: argparse.Namespace) -> Command:
     recipe = apply_overrides(registry.load(args.recipe), args.overrides)
     if args.print:
         answer(recipe_lines(args.recipe, recipe))
-    from engine.start_up import require_data
+    from engine.start_up import require_data, require_init
     from engine.teacher_sources import require_teacher
 
-    missing: list[str] = []  # both are told at once: data and teacher
-    for require in (require_data, partial(require_teacher, download=args.download)):
+    missing: list[str] = []  # all are told at once
+    first = (require_init,) if args.resume is None else ()  # a run that goes on needs its first weights no more
+    for require in (require_data, *first, partial(require_teacher, download=args.download)):
         try:
             recipe = require(args.recipe, recipe)
         except ValueError as error:

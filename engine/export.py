@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engine.checkpoints import MANIFEST, complete_checkpoints
 from engine.models.build import build_encoder, timm_model
 from engine.objectives.build import build_objective
-from engine.objectives.contract import Objective
+from engine.objectives.contract import AVERAGE, Objective
 from engine.runtime import import_deepspeed
 from engine.teacher_sources import require_teacher
 from recipes import registry
@@ -109,11 +109,27 @@ def read_objective(checkpoint: Path, teacher: str | None = None, download: bool 
     objective = build_objective(require_teacher(manifest["name"], recipe, download=download))
     if objective.facts() != manifest.get("objective", {}):
         raise ValueError(f"teacher={recipe.teacher}: has other weights than the teacher of {checkpoint}; name that one")
-    encoder = load_file(checkpoint / "encoder" / WEIGHTS)
-    rest = load_file(checkpoint / REST)
-    objective.load_state_dict({ENCODER + name: value for name, value in encoder.items()} | rest, strict=True)
+    if not (checkpoint / REST).exists():
+        raise ValueError(f"{checkpoint}: holds an imported encoder alone; only its features can be used")
+    objective.load_state_dict(read_parts(checkpoint)[0], strict=True)
     read_outside(checkpoint, objective)
     return objective.eval().requires_grad_(False), recipe
+
+
+def read_parts(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """An objective's weights from a checkpoint folder, and those of its moving average, by the same names.
+
+    A folder that was imported from an encoder alone has no more than that.
+    """
+    encoder = load_file(checkpoint / "encoder" / WEIGHTS)
+    weights = {ENCODER + name: value for name, value in encoder.items()}
+    if (checkpoint / REST).exists():
+        weights |= load_file(checkpoint / REST)
+    outside = load_file(checkpoint / OUTSIDE) if (checkpoint / OUTSIDE).exists() else {}
+    average = {
+        name.removeprefix(f"{AVERAGE}."): value for name, value in outside.items() if name.startswith(f"{AVERAGE}.")
+    }
+    return weights, average or None
 
 
 def write_encoder(folder: Path, recipe: Recipe, state: dict[str, Tensor]) -> None:

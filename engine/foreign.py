@@ -1,9 +1,19 @@
-"""Weights of the released programs, by their own names, into our modules."""
+"""Checkpoints of other programs: which layout a file has, and what its tensors are called here.
+
+Known are the released layouts of MAE, LUT, DTM and BEiT v2, whole or encoder only, and those of CLIP (OpenAI,
+open_clip, timm). A name here is a path in an objective: `encoder.` and timm's name, `decoder.`, `head.`, `predictor.`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+
+from engine.weight_files import State
+
+BEIT_CODES = 8192  # words of BEiT v2's codebook, which its head predicts (arXiv 2208.06366, section 3.1)
 
 DECODER_KEYS = {
     "decoder_embed.": "decoder.embed.",
@@ -32,8 +42,27 @@ CLIP_BLOCK_KEYS = {
 }
 
 
-def from_mae(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of the released MAE (encoder under timm's names, `decoder_*`, `mask_token`) under our names."""
+@dataclass(frozen=True)
+class Layout:
+    """How a program names its weights."""
+
+    title: str
+    translate: Callable[[State], State]  # to the names of an objective of ours
+
+
+def recognise(state: State) -> Layout | None:
+    """The layout of a released pre-training checkpoint, by its names; None for any other file, CLIP's included."""
+    if "patch_embed.proj.weight" not in state or is_clip(state):
+        return None
+    if "blocks.0.attn.q_bias" in state:
+        return BEIT if is_codebook_beit(state) else DTM
+    if any(name.startswith(("head.0.", "predictor.0.")) for name in state):
+        return LUT
+    return MAE
+
+
+def from_mae(state: State) -> State:
+    """The released MAE: an encoder under timm's names, `decoder_*`, `mask_token`."""
     return {mae_key(key): value for key, value in state.items()}
 
 
@@ -44,31 +73,15 @@ def mae_key(key: str) -> str:
     return f"encoder.{key}"
 
 
-def load_mae(objective: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a released MAE checkpoint's `model` dict; RuntimeError names every missing or unexpected key."""
-    objective.load_state_dict(from_mae(state), strict=True)
-
-
-def from_lut(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of the released LUT (MAE's names, `head.*`, `predictor.*`) under our names."""
+def from_lut(state: State) -> State:
+    """The released LUT: MAE's names, `head.*` (the projector), `predictor.*`."""
     return {key if key.startswith(("head.", "predictor.")) else mae_key(key): value for key, value in state.items()}
 
 
-def load_lut(objective: nn.Module, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> None:
-    """Load a released LUT checkpoint's `model` and `model_ema` dicts.
+def from_dtm(state: State) -> State:
+    """The released DTM's student: BEiT's names, `lm_head`, `mask_token`.
 
-    Of the teacher, what it runs (encoder and projector) is taken. RuntimeError names every missing or unexpected key.
-    """
-    objective.load_state_dict(from_lut(student), strict=True)
-    average = {f"average.{key}": value for key, value in from_lut(teacher).items()}
-    wanted = objective.outside_state().keys()
-    objective.load_outside_state({key: value for key, value in average.items() if key in wanted})
-
-
-def from_dtm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of the released DTM's student (BEiT's names, `lm_head`, `mask_token`) under our names.
-
-    Its tables of relative positions are constants, which timm makes anew.
+    Its indices of relative positions are constants, which timm makes anew.
     """
     return {dtm_key(key): value for key, value in state.items() if not key.endswith("relative_position_index")}
 
@@ -79,12 +92,34 @@ def dtm_key(key: str) -> str:
     return key.replace("lm_head.", "head.") if key.startswith("lm_head.") else f"encoder.{key}"
 
 
-def load_dtm(objective: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a released DTM checkpoint's `model` dict; RuntimeError names every missing or unexpected key."""
-    objective.load_state_dict(from_dtm(state), strict=True)
+def from_beit(state: State) -> State:
+    """BEiT v2 as pre-trained: DTM's names, but its head predicts words of a codebook; it may have late class layers."""
+    parts = {"lm_head.": "codebook_head.", "encoder.cls_pt_layers.": "class_layers."}
+    codes = {key: value for key, value in state.items() if key.startswith("lm_head.")}
+    rest = from_dtm({key: value for key, value in state.items() if key not in codes})
+    renamed = {}
+    for key, value in (codes | rest).items():
+        theirs = next((theirs for theirs in parts if key.startswith(theirs)), "")
+        renamed[parts[theirs] + key[len(theirs) :] if theirs else key] = value
+    return renamed
 
 
-def from_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def is_codebook_beit(state: State) -> bool:
+    head = state.get("lm_head.weight")
+    late = any(key.startswith("cls_pt_layers.") for key in state)
+    return late or (head is not None and len(head) == BEIT_CODES)
+
+
+MAE, LUT = Layout("MAE", from_mae), Layout("LUT", from_lut)
+DTM, BEIT = Layout("DTM", from_dtm), Layout("BEiT v2", from_beit)
+
+
+def is_clip(state: State) -> bool:
+    """Whether these are weights of CLIP's image tower, under OpenAI's, open_clip's or timm's names."""
+    return "norm_pre.weight" in state or any(key.endswith("class_embedding") for key in state)
+
+
+def from_clip(state: State) -> State:
     """CLIP's image tower as timm names it, the visual projection as `head`.
 
     `state` may have OpenAI's names (open_clip's are the same), under `visual.` beside a text tower or alone; what has
@@ -110,3 +145,18 @@ def clip_key(key: str) -> str:
     for theirs, ours in CLIP_BLOCK_KEYS.items():
         key = key.replace(theirs, ours)
     return key
+
+
+def load_mae(objective, state):  # TEMPORARY: until the goldens go through initial_weights.place
+    objective.load_state_dict(from_mae(state), strict=True)
+
+
+def load_lut(objective, student, teacher):
+    objective.load_state_dict(from_lut(student), strict=True)
+    average = {f"average.{key}": value for key, value in from_lut(teacher).items()}
+    wanted = objective.outside_state().keys()
+    objective.load_outside_state({key: value for key, value in average.items() if key in wanted})
+
+
+def load_dtm(objective, state):
+    objective.load_state_dict(from_dtm(state), strict=True)

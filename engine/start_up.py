@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,6 +22,7 @@ HARMLESS = {
     "data.train", "data.val", "data.eval_crop", "data.threads", "data.prefetch", "data.hw_decoder_load",
     "run.out", "run.stop_after", "run.log_every", "run.save_every", "run.eval_every", "run.keep",
     "teacher",  # its place; that its weights are the same is checked by their hash
+    "init",  # read at step 0 only
 }  # fmt: skip
 
 
@@ -69,6 +71,19 @@ def require_data(name: str, recipe: Recipe) -> Recipe:
     return recipe
 
 
+def require_init(name: str, recipe: Recipe) -> Recipe:
+    """The recipe with the place of its first weights made absolute; MissingInput where nothing is there."""
+    if not recipe.init:
+        return recipe
+    path = Path(recipe.init).expanduser()
+    if not path.exists():
+        raise MissingInput(
+            f"init={recipe.init}: does not exist; name a run or a checkpoint of ours, a folder of tools/"
+            "import_weights.py, or a released checkpoint of MAE, LUT, DTM or BEiT v2"
+        )
+    return replace(recipe, init=str(path.resolve()))
+
+
 def missing_page(name: str, field: str, folder: Path, state: str) -> str:
     """One screen: what is missing, the commands that make it, and where else it could be."""
     tool = ROOT / "tools" / "make_shards.py"
@@ -91,11 +106,19 @@ No data at hand:  make demo           with photographs that come inside two Pyth
 
 
 def start_lines(
-    name: str, recipe: Recipe, plan: Plan, world_size: int, train: Dataset, val: Dataset | None, teacher: str = ""
+    name: str,
+    recipe: Recipe,
+    plan: Plan,
+    world_size: int,
+    train: Dataset,
+    val: Dataset | None,
+    *,
+    teacher: str = "",
+    init: str = "",
 ) -> list[str]:
     """The run in a few lines: sizes, learning rate, precision, data, and every departure from the paper.
 
-    `teacher` is the hash of the weights of DTM's teacher.
+    `teacher` is the hash of the weights of DTM's teacher, `init` says what the first weights were taken from.
     """
     optim, run = recipe.optim, recipe.run
     rule = "given" if optim.lr is not None else f"{optim.blr:g} by the {optim.lr_rule} rule"
@@ -113,6 +136,7 @@ def start_lines(
         f"k-NN        {val.folder}: {len(val):,} samples" if val else "k-NN        not measured: no data.val",
         *batch_norm_lines(recipe, world_size),
         *([f"teacher     {recipe.teacher}, weights {teacher[:12]}"] if teacher else []),
+        *([f"init        {init}"] if init else []),
         *(f"departure   {line}" for line in departures(name, recipe)),
     ]
 

@@ -30,6 +30,7 @@ from engine import checkpoints, export
 from engine.console import Console
 from engine.evaluation.features import extract, mean_token
 from engine.evaluation.neighbours import knn_accuracy
+from engine.initial_weights import begin_from
 from engine.objectives.build import build_objective
 from engine.params import parameter_groups
 from engine.plan import make_plan
@@ -66,7 +67,9 @@ class Trainer:
     def build_engine(self) -> None:
         """The objective with its initial weights, wrapped by DeepSpeed."""
         torch.manual_seed(self.recipe.run.seed)  # the same initial weights on every rank
-        self.objective = build_objective(self.recipe).to(self.runtime.device)
+        objective = build_objective(self.recipe)
+        self.init = begin_from(self.recipe.init, objective) if self.recipe.init and not self.goes_on() else ""
+        self.objective = objective.to(self.runtime.device)
         optim = self.recipe.optim
         optimizer = torch.optim.AdamW(
             parameter_groups(self.objective, optim.weight_decay, self.objective.no_decay),
@@ -81,6 +84,10 @@ class Trainer:
             config=deepspeed_config(self.recipe, self.runtime.world_size),
             dist_init_required=False,
         )
+
+    def goes_on(self) -> bool:
+        """Whether a checkpoint will be loaded: `recipe.init` is then of no account, nor need it still be there."""
+        return self.command.resume is not None and bool(checkpoints.complete_checkpoints(self.checkpoint_folder))
 
     def facts(self) -> dict:
         """What a checkpoint must share with the run that resumes it."""
@@ -246,7 +253,8 @@ class Trainer:
             self.runtime.world_size,
             self.train_set,
             self.val_set,
-            self.objective.facts().get("teacher", ""),
+            teacher=self.objective.facts().get("teacher", ""),
+            init=self.init,
         )
         for line in lines:
             self.console.say(line)
