@@ -97,7 +97,7 @@ def convert(
 @contextmanager
 def _claimed(plan: Plan, out: Path) -> Iterator[None]:
     """Hold `out` for this plan alone; leftovers of a killed run are removed."""
-    if out.resolve().is_relative_to(plan.listing.root.resolve()):
+    if plan.listing.walked and out.resolve().is_relative_to(plan.listing.root.resolve()):
         raise DataError(f"out={out}: lies in the source {plan.listing.root}; choose a folder outside of it")
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)

@@ -24,7 +24,7 @@ _ARRAYS = {
     "start": "<i8",  # first byte of the sample: its first tar header
     "offset": "<i8",  # first byte of the image
     "size": "<i8",  # bytes of the image
-    "label": "<i4",  # class index
+    "label": "<i4",  # class index; -1: none
     "height": "<i4",  # pixels as stored
     "width": "<i4",
     "crc32": "<u4",  # of the whole sample, headers included: tells which one is damaged
@@ -106,7 +106,7 @@ def _check_samples(arrays: Mapping[str, np.ndarray], tar_size: int, file: Path) 
         "size not positive": size > 0,
         "offset outside its sample or not at a tar block": (offset > start) & (offset % TAR_BLOCK == 0) & ordered,
         "height or width not positive": (arrays["height"] > 0) & (arrays["width"] > 0),
-        "label negative": arrays["label"] >= 0,
+        "label below -1": arrays["label"] >= -1,
         "unknown extension": np.isin(arrays["extension"], [name.encode() for name in IMAGE_EXTENSIONS]),
         "key with other characters than [A-Za-z0-9_-]": np.array([bool(_KEY.fullmatch(k)) for k in arrays["key"]]),
     }

@@ -17,7 +17,7 @@ from shards.dataset import Dataset, open_dataset
 from shards.loader import TrainLoader
 from shards.mask_draws import NO_MASK
 from shards.planning import Options, make_plan
-from shards.sources import list_class_folders
+from shards.sources.class_folders import list_class_folders
 from shards.views import find_view
 
 CLASSES = 4

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from shards.layout import MAX_KEY, VERSION, DataError, escape_key, json_sha256
-from shards.sources import Entry, Listing
+from shards.sources.listing import Entry, Listing, Place, described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class Item(NamedTuple):
     size: int
     key: str
     problem: tuple[str, str] | None
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class ShardPlan:
     def sha256(self) -> str:
         """Identity of the shard: equal parts and options make equal bytes."""
         shaping = {name: getattr(self.options, name) for name in ("short_side", "quality", "max_pixels")}
-        return json_sha256([VERSION, _encoder(self.options), shaping, self.items])
+        items = [described(item) for item in self.items]
+        return json_sha256([VERSION, _encoder(self.options), shaping, items])
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def make_plan(listing: Listing, options: Options) -> Plan:
     """Keys, order and shards for every entry of `listing`."""
     entries = listing.entries
     keys = sample_keys(entries)
-    items = [Item(e.path, e.label, e.size, key, e.problem) for e, key in zip(entries, keys, strict=True)]
+    items = [Item(e.path, e.label, e.size, key, e.problem, e.place) for e, key in zip(entries, keys, strict=True)]
     if options.shuffle:
         items.sort(key=lambda item: _digest(options.seed, item.path))
     step = options.samples_per_shard
@@ -94,7 +96,7 @@ def make_plan(listing: Listing, options: Options) -> Plan:
         ShardPlan(number, tuple(items[start : start + step]), options)
         for number, start in enumerate(range(0, len(items), step))
     )
-    listed = json_sha256([listing.classes, entries])
+    listed = json_sha256([listing.classes, [described(entry) for entry in entries]])
     whole = [VERSION, listed, asdict(options), [shard.sha256 for shard in shards]]
     return Plan(listing, options, shards, listed, json_sha256(whole))
 
@@ -111,7 +113,8 @@ def sample_keys(entries: Sequence[Entry]) -> list[str]:
     taken: dict[str, str] = {}
     for entry, stem in zip(entries, stems, strict=True):
         folder, plain, extension = _split(entry)
-        names = [f"{folder}_{plain}", f"{folder}_{plain}_{extension}"] if shared[stem.lower()] > 1 else [plain]
+        longer = "_".join([*filter(None, [folder]), plain])
+        names = [longer, f"{longer}_{extension}"] if shared[stem.lower()] > 1 else [plain]
         keys = [key for key in map(escape_key, names) if len(key) <= MAX_KEY]
         free = [key for key in [*keys, _hashed(stem, entry.path)] if key.lower() not in taken]
         if not free:
@@ -121,8 +124,8 @@ def sample_keys(entries: Sequence[Entry]) -> list[str]:
 
 
 def _split(entry: Entry) -> tuple[str, str, str]:
-    """Class, stem and extension of an entry's path."""
-    folder, name = entry.path.split("/", 1)
+    """Folder (its class, or nothing), stem and extension of an entry's path."""
+    folder, _, name = entry.path.rpartition("/")
     stem, extension = os.path.splitext(name)
     return folder, stem, extension.removeprefix(".")
 

@@ -190,7 +190,7 @@ def _row_problem(row: Mapping[str, Any], members: list[Member], about: Mapping[s
         return f"index has {image.extension} at {image.offset} with {image.size} bytes, the tar has {found}"
     if members[0].offset - TAR_BLOCK != row["start"]:
         return f"index begins it at {row['start']}, the tar at {members[0].offset - TAR_BLOCK}"
-    if about.get("cls") != str(row["label"]).encode():
+    if about.get("cls") != (str(row["label"]).encode() if row["label"] >= 0 else None):
         return f"index has label {row['label']}, the tar {about.get('cls')!r}"
     try:
         stored = json.loads(about.get("json", b""))

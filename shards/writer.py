@@ -12,7 +12,6 @@ import hashlib
 import json
 import mmap
 import os
-import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from shards.index import ShardIndex, format_index, parse_index, sample_checksums
 from shards.layout import TAR_BLOCK, DataError, Rejection, ShardRecord, padded, sha256_hex, shard_name
 from shards.planning import Item, ShardPlan
 from shards.screening import Rejected, Screened, gate_batches, refused_by_training_decoder, screen
+from shards.sources.reading import read_image
 
 if TYPE_CHECKING:
     from webdataset.writer import TarWriter
@@ -137,7 +137,7 @@ def _judged(root: Path, part: ShardPlan) -> Iterator[tuple[Item, Screened | Reje
         for batch in gate_batches(images):
             for position, refusal in zip(passed[batch], refused_by_training_decoder(images[batch]), strict=True):
                 if refusal:
-                    verdicts[position] = _rejection(items[position], refusal, _read(root, items[position]))
+                    verdicts[position] = _rejection(items[position], refusal, read_image(root, items[position]))
         yield from zip(items, verdicts, strict=True)
 
 
@@ -146,29 +146,11 @@ def _read_and_screen(root: Path, item: Item, part: ShardPlan) -> Screened | Reje
     try:
         if item.problem:
             raise Rejected(*item.problem)
-        data = _read(root, item)
+        data = read_image(root, item)
         options = part.options
         return screen(data, max_pixels=options.max_pixels, short_side=options.short_side, quality=options.quality)
     except Rejected as rejected:
         return _rejection(item, rejected, data)
-
-
-def _read(root: Path, item: Item) -> bytes:
-    """The bytes of a source file, which must be the regular file that was listed."""
-    path = os.path.join(os.fsencode(root), item.path.encode("utf-8", "surrogateescape"))
-    try:
-        # O_NONBLOCK: a pipe put in the place of the file must not stop us
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
-            data = stream.read() if regular else b""
-    except OSError as error:
-        raise Rejected("io", error.strerror or str(error)) from error
-    if not regular or len(data) != item.size:
-        raise DataError(
-            f"source: {item.path!r} changed while it was converted: {item.size:,} bytes when listed, "
-            f"{len(data):,} now; leave the source alone and start with a new output folder"
-        )
-    return data
 
 
 def _rejection(item: Item, rejected: Rejected, data: bytes) -> Rejection:
@@ -197,10 +179,11 @@ def _write_tar(
 
 
 def _write_sample(writer: TarWriter, item: Item, image: Screened) -> _Row:
-    """Add one sample: label, image and description, in the order of their extensions."""
+    """Add one sample: label where it has one, image and description, in the order of their extensions."""
     about = {"filename": item.path, "label": item.label, "height": image.height, "width": image.width}
+    label = {"cls": str(item.label).encode("ascii")} if item.label >= 0 else {}
     files = {
-        "cls": str(item.label).encode("ascii"),
+        **label,
         image.extension: image.data,
         "json": json.dumps(about, sort_keys=True).encode("ascii"),
     }

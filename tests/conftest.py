@@ -9,7 +9,7 @@ from images import make_class_folders
 
 from shards.conversion import convert
 from shards.planning import Options, make_plan
-from shards.sources import list_class_folders
+from shards.sources.class_folders import list_class_folders
 
 
 def make_shards(source: Path, out: Path, samples_per_shard: int) -> Path:

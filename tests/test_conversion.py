@@ -22,12 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards import sources
 from shards.conversion import ConversionFailed, convert
 from shards.layout import MAX_KEY, DataError, MissingData, escape_key, read_manifest, unescape_key
 from shards.planning import Options, Plan, make_plan, sample_keys
 from shards.screening import Rejected, refused_by_training_decoder, screen
-from shards.sources import Entry, list_class_folders
+from shards.sources import class_folders
+from shards.sources.class_folders import list_class_folders
+from shards.sources.listing import Entry
 from shards.writer import make_shard
 from tests.images import encode, jpeg_bytes, make_class_folders, smooth_picture
 from tools.make_shards import main
@@ -134,8 +135,8 @@ def test_idx_is_what_wds2idx_writes(shards, tmp_path):
 
 
 def test_bytes_depend_on_the_content_only(source, shards, tmp_path, monkeypatch):
-    scan = sources._scan
-    monkeypatch.setattr(sources, "_scan", lambda folder: random.Random(5).sample(scan(folder), len(scan(folder))))
+    scan = class_folders._scan
+    monkeypatch.setattr(class_folders, "_scan", lambda folder: random.Random(5).sample(scan(folder), len(scan(folder))))
     moved = tmp_path / "elsewhere"
     make_class_folders(moved, classes=3, per_class=6)
     for path in moved.glob("*/*"):

@@ -19,7 +19,7 @@ from shards.dataset import open_dataset
 from shards.index import ShardIndex, format_index, parse_index
 from shards.layout import DataError, MissingData, Rejection, parse_manifest
 from shards.planning import Options, make_plan
-from shards.sources import list_class_folders
+from shards.sources.class_folders import list_class_folders
 from tests.images import make_class_folders
 
 
@@ -82,7 +82,7 @@ def test_index_round_trip():
         ("size", 2**62),
         ("start", -512),
         ("start", 2048),
-        ("label", -1),
+        ("label", -2),
         ("height", 0),
         ("width", -3),
         ("key", b"a b"),

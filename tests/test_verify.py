@@ -12,7 +12,7 @@ import pytest
 from shards.conversion import convert
 from shards.layout import MissingData
 from shards.planning import Options, make_plan
-from shards.sources import list_class_folders
+from shards.sources.class_folders import list_class_folders
 from shards.verify import verify
 from tests.images import make_class_folders
 from tools.verify_shards import main

@@ -1,4 +1,8 @@
-"""Convert an image folder (SRC/CLASS/IMAGE) into WebDataset shards with indexes, a manifest and timm's _info.json."""
+"""Convert images into WebDataset shards with indexes, a manifest and timm's _info.json.
+
+SRC is a folder with one folder of images per class, an official tar of ILSVRC2012 (not unpacked), a folder of parquet
+files (Hugging Face), or a list of lines `PATH LABEL`. Shards that exist are used in place: tools/index_shards.py.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,15 @@ from shards.planning import Options, Plan
 
 if TYPE_CHECKING:
     from shards.conversion import Report
-    from shards.sources import Listing
+    from shards.sources.listing import Listing
 
 EPILOG = """examples:
   python tools/make_shards.py /data/imagenet/train data/imagenet/train
   python tools/make_shards.py /data/imagenet/val data/imagenet/val --no-shuffle
+  python tools/make_shards.py ILSVRC2012_img_train.tar data/imagenet/train
+  python tools/make_shards.py ILSVRC2012_img_val.tar data/val --labels ILSVRC2012_devkit_t12.tar.gz --no-shuffle
+  python tools/make_shards.py hub/imagenet-1k data/imagenet/val --source-split validation --no-shuffle
+  python tools/make_shards.py images.tsv data/mine --root /data/images
 
 Killed or interrupted, the same command goes on where it was. Original bytes are kept unless --short-side is given.
 """
@@ -33,7 +41,12 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("source", metavar="SRC", type=Path, help="folder with one folder of images per class")
+    result.add_argument("source", metavar="SRC", type=Path, help="folder, official tar, or list")
+    result.add_argument(
+        "--labels", type=Path, metavar="FILE", help="of the validation tar: devkit, or lines `FILE WNID`"
+    )
+    result.add_argument("--root", type=Path, metavar="DIR", help="of a list's paths (default: the list's folder)")
+    result.add_argument("--source-split", default="train", metavar="NAME", help="of parquet files (%(default)s)")
     result.add_argument("out", metavar="OUT", type=Path, help="new or half-made folder of shards")
     result.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     result.add_argument("--seed", type=int, default=default.seed, metavar="S", help="of the shuffle (%(default)s)")
@@ -66,15 +79,15 @@ def convert_folder(args: argparse.Namespace) -> int:
 
     from shards.planning import make_plan
 
+    listing = list_images(args)
     options = Options(
         samples_per_shard=args.samples_per_shard,
-        shuffle=not args.no_shuffle,
+        shuffle=listing.shuffled and not args.no_shuffle,
         seed=args.seed,
         short_side=args.short_side,
         quality=args.quality,
         split=args.split or ("validation" if args.no_shuffle else "train"),
     )
-    listing = list_source(args.source, args.follow_symlinks)
     with Console(stderr=True).status(f"planning {len(listing.entries):,} images"):
         plan = make_plan(listing, options)
     if args.dry_run:
@@ -86,17 +99,20 @@ def convert_folder(args: argparse.Namespace) -> int:
     return 0
 
 
-def list_source(source: Path, follow_symlinks: bool) -> Listing:
-    """The listing, with a bar over class folders and warnings about what looks odd."""
+def list_images(args: argparse.Namespace) -> Listing:
+    """The listing, with a bar and warnings about what looks odd."""
     from rich.progress import Progress
 
-    from shards.sources import list_class_folders
+    from shards.sources.find import list_source
 
     with Progress(transient=True) as bar:
-        task = bar.add_task("listing classes", total=None)
-        listing = list_class_folders(
-            source,
-            follow_symlinks=follow_symlinks,
+        task = bar.add_task("listing", total=None)
+        listing = list_source(
+            args.source,
+            labels=args.labels,
+            root=args.root,
+            split=args.source_split,
+            follow_symlinks=args.follow_symlinks,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if listing.empty:
@@ -104,6 +120,8 @@ def list_source(source: Path, follow_symlinks: bool) -> Listing:
         warn(f"{len(listing.empty)} class folders are empty, their labels stay unused: {names}")
     if listing.ignored:
         warn(f"{listing.ignored:,} files are ignored (hidden, or beside the class folders)")
+    if not listing.shuffled and not args.no_shuffle:
+        warn("rows of parquet are kept in their order (training shuffles samples, not shards)")
     return listing
 
 

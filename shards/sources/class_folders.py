@@ -13,40 +13,14 @@ import os
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from shards.layout import DataError, MissingData
+from shards.sources.listing import Entry, Listing
 
-_IMAGE_SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff", b".avif", b".heic")
+IMAGE_SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff", b".avif", b".heic")
 _LITTER = frozenset({b"Thumbs.db", b"desktop.ini", b"__MACOSX", b"lost+found"})
 _LISTING_THREADS = 16  # the wait is for the file system, not for a core
-
-
-class Entry(NamedTuple):
-    """One file of the source."""
-
-    path: str  # CLASS/FILE, relative to the root
-    label: int
-    size: int  # bytes; 0 where it cannot be read
-    problem: tuple[str, str] | None = None  # reason and detail, when it is rejected unread
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A source folder: its classes and its files in bytewise order."""
-
-    root: Path
-    classes: tuple[str, ...]
-    entries: tuple[Entry, ...]
-    empty: tuple[str, ...]  # classes without a file
-    ignored: int  # files of the operating system, and files beside the class folders
-
-    @property
-    def bytes(self) -> int:
-        """Size of all files together."""
-        return sum(entry.size for entry in self.entries)
 
 
 def list_class_folders(
@@ -76,7 +50,7 @@ def list_class_folders(
                 progress(label + 1, len(folders))
     if not entries:
         raise DataError(f"source={root}: {len(classes)} class folders and not one image in them; check the path")
-    return Listing(root, classes, tuple(entries), tuple(empty), ignored)
+    return Listing(root, classes, tuple(entries), tuple(empty), ignored, walked=True)
 
 
 def _class_folders(top: bytes, follow_symlinks: bool) -> tuple[list[bytes], int]:
@@ -93,7 +67,7 @@ def _class_folders(top: bytes, follow_symlinks: bool) -> tuple[list[bytes], int]
                     "add --follow-symlinks if that is meant"
                 )
             folders.append(item.name)
-        elif item.name.lower().endswith(_IMAGE_SUFFIXES):
+        elif item.name.lower().endswith(IMAGE_SUFFIXES):
             raise DataError(
                 f"source={_text(top)}: the image {_text(item.name)} lies beside the class folders; "
                 "put every image into a folder named after its class"
@@ -113,7 +87,7 @@ def _list_class(folder: bytes, boundary: bytes | None) -> tuple[list[tuple[bytes
             litter += 1
             continue
         size, problem = _inspect(item, boundary)
-        if problem == ("not-a-file", "folder") and not item.name.lower().endswith(_IMAGE_SUFFIXES):
+        if problem == ("not-a-file", "folder") and not item.name.lower().endswith(IMAGE_SUFFIXES):
             raise DataError(
                 f"source={_text(os.path.dirname(folder))}: the class folder {_text(os.path.basename(folder))} holds "
                 f"the folder {_text(item.name)}; images must lie directly in class folders "
