@@ -24,14 +24,16 @@ def random_mask(noise: Tensor, mask_ratio: float) -> RandomMask:
 def disjoint_masks(noise: Tensor, mask_ratio: float) -> tuple[RandomMask, RandomMask]:
     """Two masks from one noise [B, N]: the first keeps the K smallest, the second the K after them (LUT, 1.3).
 
-    Where 2 K > N the second keeps only the N - K that are left.
+    Where 2 K > N the second keeps only the N - K that are left. Each has its own patches first in its sequence.
     """
-    num_keep = int(noise.shape[1] * (1 - mask_ratio))
+    num_patches = noise.shape[1]
+    num_keep = int(num_patches * (1 - mask_ratio))
     ids_shuffle = noise.argsort(dim=1, stable=True)
     ids_restore = ids_shuffle.argsort(dim=1)
     first = RandomMask(ids_shuffle[:, :num_keep], ids_restore, ids_restore >= num_keep)
-    hidden = (ids_restore < num_keep) | (ids_restore >= 2 * num_keep)
-    return first, RandomMask(ids_shuffle[:, num_keep : 2 * num_keep], ids_restore, hidden)
+    ids_keep = ids_shuffle[:, num_keep : 2 * num_keep]
+    ids_restore = (ids_restore - num_keep) % num_patches  # the first view's patches come last
+    return first, RandomMask(ids_keep, ids_restore, ids_restore >= ids_keep.shape[1])
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

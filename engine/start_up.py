@@ -28,7 +28,7 @@ HARMLESS = {
 
 # Fields that decide which tensors a checkpoint holds.
 STRUCTURAL = ("model.", "zero.stage", "precision", "data.image_size", "objective.decoder", "objective.head",
-              "objective.predictor")  # fmt: skip
+              "objective.predictor", "objective.bc_tokens")  # fmt: skip
 
 
 class MissingInput(ValueError):
@@ -154,12 +154,14 @@ def check_classes(train: Dataset, val: Dataset | None) -> None:
 
 
 def batch_norm_lines(recipe: Recipe, world_size: int) -> list[str]:
-    """How many images batch norm sees at once; results are equal only while that number is kept."""
-    if not isinstance(recipe.objective, Lut):
+    """How many images batch norm and InfoNCE see at once; results are equal only while that number is kept."""
+    settings, micro = recipe.objective, recipe.optim.micro_batch
+    if not isinstance(settings, Lut):
         return []
-    seen, meant = recipe.optim.micro_batch * world_size, recipe.objective.norm_batch
-    line = f"batch norm  over micro {recipe.optim.micro_batch} x ranks {world_size} = {seen:,} images"
-    return [line if seen == meant else f"{line}: WARNING, the recipe means {meant:,}; features will differ"]
+    seen, meant = micro * world_size, settings.norm_batch
+    labels = ["batch norm  over"] * settings.has_batch_norm + ["InfoNCE     among"] * (settings.bc_loss == "infonce")
+    warning = f": WARNING, the recipe means {meant:,}; features will differ" if seen != meant else ""
+    return [f"{label} micro {micro} x ranks {world_size} = {seen:,} images{warning}" for label in labels]
 
 
 def departures(name: str, recipe: Recipe) -> list[str]:

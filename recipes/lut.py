@@ -19,7 +19,9 @@ DEPARTURES = (
 )
 
 
-def lut(model: Model, *, w_bc: float, micro_batch: int, departures: tuple[str, ...] = ()) -> Recipe:
+def lut(
+    model: Model, *, w_bc: float, micro_batch: int, epochs: float = 1600, departures: tuple[str, ...] = ()
+) -> Recipe:
     """The paper's recipe for one size; `micro_batch` x 8 ranks is the paper's 1,024 images under batch norm."""
     return Recipe(
         model=model,
@@ -31,10 +33,17 @@ def lut(model: Model, *, w_bc: float, micro_batch: int, departures: tuple[str, .
             decoder_num_heads=16,
             w_mae=1.0,
             w_bc=w_bc,
+            symmetric=True,
+            bc_tokens="pooled",
+            bc_loss="l2norm",
             momentum=0.996,
+            teacher_mask_ratio=0.0,
+            teacher_bn="running",
             head_depth=2,
             predictor_depth=2,
             head_hidden=4096,
+            head_norm="bn",
+            head_act="relu",
             norm_batch=1024,
         ),
         optim=Optim(
@@ -53,6 +62,7 @@ def lut(model: Model, *, w_bc: float, micro_batch: int, departures: tuple[str, .
             crop="src",
             crop_padding=4,
             hflip=0.5,
+            shared_crop=False,
             brightness=0.4,
             contrast=0.4,
             saturation=0.2,
@@ -61,7 +71,7 @@ def lut(model: Model, *, w_bc: float, micro_batch: int, departures: tuple[str, .
             solarize_threshold=128,
             blur_sigma=(0.1, 2.0),
         ),
-        run=Run(epochs=1600),
+        run=Run(epochs=epochs),
         departures=(*DEPARTURES, *departures),
     )
 

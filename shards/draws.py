@@ -201,9 +201,10 @@ def pretrain_mae(data: Data, seed: int, epoch: int, ids: np.ndarray, height: np.
 def pretrain_lut(data: Data, seed: int, epoch: int, ids: np.ndarray, height: np.ndarray, width: np.ndarray) -> Draws:
     """LUT's augmentation (docs/methods.md): two independent crops and flips; the second image jittered and changed.
 
-    As `framing` for the first image and, with names ending in `SECOND`, for the second; `jitters`; `effects`.
+    As `framing` for the first image and, with names ending in `SECOND`, for the second, which has none of its own with
+    data.shared_crop; `jitters`; `effects`.
     """
-    second = framing(data, seed, epoch, ids, height, width, image=1)
+    second = {} if data.shared_crop else framing(data, seed, epoch, ids, height, width, image=1)
     return {
         **framing(data, seed, epoch, ids, height, width),
         **{name + SECOND: values for name, values in second.items() if name != "resized"},  # they share the resize

@@ -37,24 +37,21 @@ def _normalise(images: DataNode, data: Data, mirror: DataNode | int = 0) -> Data
 
 
 def pretrain_mae(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> tuple[DataNode, ...]:
-    """Crop, resize to image_size, flip: one image. Draws as `shards.draws.pretrain_mae` makes them.
-
-    Only the crop is decoded where the format allows it (a sixth cheaper), and the resize sees no pixel outside it.
-    """
-    decoding = _decoding(data, gpu)
-    if data.crop == "rrc":
-        crops = fn.decoders.image_slice(encoded, draws["corner"], draws["shape"], axis_names="HW", **decoding)
-        images = _resized(crops, data)
-    else:
-        images = _cut(_canvas(fn.decoders.image(encoded, **decoding), draws, data), draws, data)
-    return (_normalise(images, data, mirror=draws["mirror"]),)
+    """Crop, resize to image_size, flip: one image. Draws as `shards.draws.pretrain_mae` makes them."""
+    return (_normalise(_only_crop(encoded, draws, data, gpu), data, mirror=draws["mirror"]),)
 
 
 def pretrain_lut(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> tuple[DataNode, ...]:
     """Two crops of one decoded image, the second distorted. Draws as `shards.draws.pretrain_lut` makes them.
 
-    The released program flips before it jitters; no later operation knows left from right, so it is done last.
+    With data.shared_crop one crop serves both. The released program flips before it jitters; no later operation knows
+    left from right, so it is done last.
     """
+    if data.shared_crop:
+        crops = _only_crop(encoded, draws, data, gpu)
+        strong = effect(jitter(crops, draws), draws, data.solarize_threshold)
+        mirror = draws["mirror"]
+        return _normalise(crops, data, mirror=mirror), _normalise(strong, data, mirror=mirror)
     canvas = _canvas(fn.decoders.image(encoded, **_decoding(data, gpu)), draws, data)
     second = {**draws, **{name.removesuffix(SECOND): node for name, node in draws.items() if name.endswith(SECOND)}}
     strong = effect(jitter(_cut(canvas, second, data), draws), draws, data.solarize_threshold)
@@ -77,6 +74,18 @@ def pretrain_dtm(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> tupl
     crops = _cut(_canvas(images, draws, data), draws, data)
     crops = jitter(fn.cat(crops, panel, axis=0), draws, first_row=data.image_size)
     return (_normalise(crops[: data.image_size], data, mirror=draws["mirror"]),)
+
+
+def _only_crop(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> DataNode:
+    """The one crop that is made of an image, at its final size.
+
+    Of rrc only the crop is decoded where the format allows it (a sixth cheaper), and the resize sees no pixel outside.
+    """
+    decoding = _decoding(data, gpu)
+    if data.crop == "rrc":
+        crops = fn.decoders.image_slice(encoded, draws["corner"], draws["shape"], axis_names="HW", **decoding)
+        return _resized(crops, data)
+    return _cut(_canvas(fn.decoders.image(encoded, **decoding), draws, data), draws, data)
 
 
 def _canvas(images: DataNode, draws: Nodes, data: Data) -> DataNode:

@@ -14,7 +14,7 @@ from shards.draws import Draws, mask_noise
 class MaskDraws:
     """Uniform noise per patch, a block-wise mask, both or neither. Both are functions of (seed, epoch, sample id)."""
 
-    num_noise: int = 0  # uniform numbers per sample
+    num_noise: int = 0  # uniform numbers per sample; the first ones are the same, however many are drawn
     blocks: BlockMasks | None = None
 
     def drawn(self, seed: int, epoch: int, ids: np.ndarray) -> Draws:

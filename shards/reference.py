@@ -50,7 +50,10 @@ def pretrain_mae(encoded: bytes, draws: Draws, data: Data) -> tuple[np.ndarray, 
 
 
 def pretrain_lut(encoded: bytes, draws: Draws, data: Data) -> tuple[np.ndarray, ...]:
-    """As `graphs.pretrain_lut`, for one sample: two float32 [3, S, S]."""
+    """As `graphs.pretrain_lut`, for one sample: two float32 [3, S, S].
+
+    What the second has no draw of its own for (data.shared_crop) it shares with the first.
+    """
     image = decode(encoded)
     second = {**draws, **{name.removesuffix(SECOND): row for name, row in draws.items() if name.endswith(SECOND)}}
     strong = changed(jittered(framed(image, second, data), draws), draws, data.solarize_threshold)

@@ -14,7 +14,9 @@ from engine.ema import cosine_momentum, update_average
 from engine.foreign import load_lut
 from engine.masks import disjoint_masks
 from engine.models.heads import RankBatchNorm, projection_head
-from engine.objectives.lut import AVERAGE, ContextualAutoencoder, distance, pooled
+from engine.objectives.context_tokens import pooled
+from engine.objectives.contrast import contextual_loss
+from engine.objectives.lut import AVERAGE, ContextualAutoencoder
 from engine.params import parameter_groups
 from recipes import sizes
 from recipes.methods import Lut
@@ -190,8 +192,8 @@ def test_the_contextual_loss_trains_no_decoder_and_the_reconstruction_no_head(co
 def test_distance_is_two_minus_two_cosines():
     a, b = torch.randn(5, 7), torch.randn(5, 7)
     expected = (2 - 2 * torch.cosine_similarity(a, b)).mean()
-    torch.testing.assert_close(distance(a, b), expected)
-    assert distance(a, 3 * a).item() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(contextual_loss(a, b), expected)
+    assert contextual_loss(a, 3 * a).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])

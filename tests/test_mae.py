@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from engine.models.positions import sincos_positions
 from engine.objectives.mae import MaskedAutoencoder
 from engine.schedules import warmup_cosine
 from recipes.methods import Mae
-from recipes.schema import Model
+from recipes.schema import Data, Model
 
 TINY = Model(embed_dim=32, depth=2, num_heads=2, patch_size=8)
 TINY_MAE = Mae(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
@@ -105,6 +106,46 @@ def test_loss_without_pixel_normalisation():
     error = ((pred - patchify(images, 8)) ** 2).mean(-1)
     expected = error[masking.mask].mean()
     torch.testing.assert_close(objective.reconstruction_loss(images, pred, masking.mask), expected)
+
+
+# Every field of Mae and another value of it.
+CHANGES = {
+    "mask_ratio": 0.5,
+    "norm_pix_loss": False,
+    "decoder_embed_dim": 16,
+    "decoder_depth": 2,
+    "decoder_num_heads": 4,
+}
+
+
+def test_no_field_is_ignored():
+    """Each changes the loss; the shapes of the decoder are those that were asked for."""
+    assert CHANGES.keys() == {field.name for field in dataclasses.fields(Mae)}
+
+    def loss(settings: Mae) -> float:
+        torch.manual_seed(0)
+        objective = MaskedAutoencoder(settings, TINY, 32)
+        assert objective.decoder.embed.out_features == settings.decoder_embed_dim
+        assert len(objective.decoder.blocks) == settings.decoder_depth
+        assert all(block.attn.num_heads == settings.decoder_num_heads for block in objective.decoder.blocks)
+        generator = torch.Generator().manual_seed(1)
+        images, noise = torch.randn(3, 3, 32, 32, generator=generator), torch.rand(3, 16, generator=generator)
+        return objective(SimpleNamespace(views=(images,), noise=noise), 0)["loss"].item()
+
+    for name, value in CHANGES.items():
+        assert getattr(TINY_MAE, name) != value
+        assert abs(loss(dataclasses.replace(TINY_MAE, **{name: value})) - loss(TINY_MAE)) > 1e-4, name
+
+
+@pytest.mark.parametrize("num_patches", [1, 16])
+def test_a_mask_that_hides_all_or_nothing_is_refused(num_patches):
+    model = Model(embed_dim=32, depth=1, num_heads=2, patch_size=8)
+    data = Data(image_size=8 * round(num_patches**0.5))
+    for mask_ratio, fragment in ((0.99, "leaves none"), (1e-17, "hides none")):
+        with pytest.raises(
+            ValueError, match=rf"objective.mask_ratio={mask_ratio}: {fragment} of {num_patches} patches"
+        ):
+            Mae(mask_ratio=mask_ratio).check(model, data, "fp32")
 
 
 def decoder_of(settings: Mae) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,10 +224,18 @@ def served(dataset: Dataset, data: Data, batch: int) -> list[np.ndarray]:
 Both = tuple[list[np.ndarray], list[np.ndarray]]
 
 
-@pytest.fixture(scope="module", params=["src", "rrc"])
+GEOMETRIES = {
+    "src": {"crop": "src"},
+    "rrc": {"crop": "rrc"},
+    "src, shared": {"crop": "src", "shared_crop": True},
+    "rrc, shared": {"crop": "rrc", "shared_crop": True},
+}
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES.values(), ids=list(GEOMETRIES))
 def both(request: pytest.FixtureRequest, dataset: Dataset) -> Both:
     """The two views of every sample in levels of 255, through DALI and through PIL."""
-    data = dataclasses.replace(LUT, image_size=64, crop=request.param)
+    data = dataclasses.replace(LUT, image_size=64, **request.param)
     expected = VIEWS["pretrain_lut"].referenced(dataset, data, 0, 0, np.arange(len(dataset)))
     levels = 255 * np.float32(data.std).reshape(3, 1, 1)
     return [view * levels for view in served(dataset, data, 24)], [view * levels for view in expected]
@@ -250,6 +259,58 @@ def test_views_do_not_depend_on_the_batch(dataset: Dataset) -> None:
     """To the last bit, though every operation sees another part of the batch."""
     for one, other in zip(served(dataset, LUT, 24), served(dataset, LUT, 7), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def bytes_of(views: np.ndarray, data: Data) -> np.ndarray:
+    """Normalised views as the 8-bit levels they were made of."""
+    mean, std = (np.float32(values).reshape(3, 1, 1) for values in (data.mean, data.std))
+    return np.rint((views * std + mean) * 255).astype(np.int64)
+
+
+@pytest.mark.parametrize("crop", ["src", "rrc"])
+def test_a_shared_crop_changes_colours_only(dataset: Dataset, crop: str) -> None:
+    """Without jitter the second image is the first one's gray, its levels inverted from 128 on, or its blur."""
+    data = Data(image_size=48, crop=crop, shared_crop=True, threads=1)
+    clean, strong = (bytes_of(view, data) for view in served(dataset, data, 24))
+    ids = np.arange(len(dataset))
+    drawn = VIEWS["pretrain_lut"].drawn(dataset, data, 0, 0, ids)
+    assert {0, 1} == set(drawn["mirror"].tolist())
+    for row, kind in enumerate(drawn["effect"]):
+        if kind == Effect.SOLARIZE:
+            np.testing.assert_array_equal(strong[row], np.where(clean[row] >= 128, 255 - clean[row], clean[row]))
+        elif kind == Effect.GRAY:
+            luma = np.tensordot([0.299, 0.587, 0.114], clean[row], 1)
+            assert np.abs(strong[row] - luma).max() <= 1
+        else:
+            assert np.abs(strong[row].mean((1, 2)) - clean[row].mean((1, 2))).max() < 6
+    apart = [bytes_of(view, data) for view in served(dataset, dataclasses.replace(data, shared_crop=False), 24)]
+    assert np.abs(clean - apart[0]).mean((1, 2, 3)).max() < 0.6  # the first image is what it was
+    assert (np.abs(strong - apart[1]).mean((1, 2, 3)) > 2).mean() > 0.5  # the second one is not
+
+
+@pytest.mark.parametrize(("shared", "cuts"), [(False, 2), (True, 1)])
+def test_a_shared_crop_is_cut_once(dataset: Dataset, shared: bool, cuts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    cut = graphs._cut
+    monkeypatch.setattr(graphs, "_cut", lambda *arguments: made.append(1) or cut(*arguments))
+    served(dataset, dataclasses.replace(LUT, shared_crop=shared), len(dataset))
+    assert len(made) == cuts  # one segment, so one graph
+
+
+def test_simple_crop_of_a_square_without_padding_is_the_whole_image(tmp_path: Path) -> None:
+    """What a random resized crop practically never is; for MAE's view and LUT's first."""
+    encoded = [encode(Image.fromarray(image), "PNG") for image in pictures(6, 64)]
+    dataset, ids = make_dataset(tmp_path, encoded, per_tar=6), np.arange(6)
+    data = Data(image_size=32, crop="src", crop_padding=0, hflip=0.0, threads=1)
+    whole = [np.asarray(reference.decode(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in encoded]
+    for view in ("pretrain_mae", "pretrain_lut"):
+        for crop in ("src", "rrc"):
+            cropped = dataclasses.replace(data, crop=crop)
+            with EvaluationLoader(dataset, ids, data=cropped, batch=6, device=torch.device("cpu"), view=view) as loader:
+                (batch,) = loader
+            levels = bytes_of(batch.views[0].numpy(), cropped).transpose(0, 2, 3, 1)
+            difference = level_difference(levels, whole)
+            assert difference.max() < 0.5 if crop == "src" else difference.min() > 2, (view, crop, difference)
 
 
 # --- the draws ------------------------------------------------------------------------------------------------------
@@ -311,6 +372,24 @@ def test_both_views_of_the_other_crop_are_independent() -> None:
     areas = [drawn["shape" + ending].prod(1) for ending in ("", draws.SECOND)]
     assert abs(np.corrcoef(areas)[0, 1]) < 4.5 / np.sqrt(2000)
     assert areas[0].mean() == pytest.approx(areas[1].mean(), rel=0.05)
+
+
+@pytest.mark.parametrize("crop", ["src", "rrc"])
+def test_a_shared_crop_takes_the_second_framing_away_and_nothing_else(crop: str) -> None:
+    apart, shared = (
+        draws.pretrain_lut(
+            dataclasses.replace(LUT, crop=crop, shared_crop=share),
+            3,
+            1,
+            np.arange(50),
+            np.full(50, 300),
+            np.full(50, 400),
+        )
+        for share in (False, True)
+    )
+    assert {name for name in apart if name.endswith(draws.SECOND)} == apart.keys() - shared.keys() != set()
+    for name, values in shared.items():
+        np.testing.assert_array_equal(values, apart[name])
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=30, unique=True).map(np.array), st.data())

@@ -40,11 +40,15 @@ class Decoder(nn.Module):
         self.apply(initialize)
         nn.init.normal_(self.mask_token, std=TOKEN_STD)
 
-    def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, ids_restore: Tensor, *, with_tokens: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """As above; `with_tokens`: beside it the tokens [B, N, embed_dim] that the last layer predicts from."""
         x = self.embed(tokens)
         cls, visible = x[:, :1], x[:, 1:]
         num_masked = ids_restore.shape[1] - visible.shape[1]
         masked = self.mask_token.to(x.dtype).expand(len(x), num_masked, -1)
         x = gather_tokens(torch.cat([visible, masked], dim=1), ids_restore)
         x = torch.cat([cls, x], dim=1) + self.pos_embed.to(x.dtype)
-        return self.pred(self.norm(self.blocks(x)))[:, 1:]
+        x = self.norm(self.blocks(x))[:, 1:]
+        return (self.pred(x), x) if with_tokens else self.pred(x)

@@ -1,27 +1,31 @@
 """LUT: MAE that also learns what the visible patches say about the whole image (arXiv 2310.13593, ECCV 2024).
 
 A clean view is reconstructed as in MAE. Beside that, the visible patches of each view, encoded, pooled and projected,
-predict what a moving average of the encoder makes of the other view, unmasked.
+predict what a moving average of the encoder makes of the other view, unmasked. Settings exchange what is compared
+(context_tokens.py), by which distance (contrast.py), what the average sees, and who predicts: both views, or the clean
+one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.ema import cosine_momentum, update_average
-from engine.masks import disjoint_masks
-from engine.models.heads import projection_head
+from engine.masks import RandomMask, disjoint_masks, random_mask
+from engine.models.heads import RankBatchNorm, projection_head
 from engine.models.initialization import initialize
+from engine.objectives.context_tokens import ROWS, masked_mean, rows_of
+from engine.objectives.contract import AVERAGE
+from engine.objectives.contrast import contextual_loss
 from engine.objectives.mae import MaskedAutoencoder
 from recipes.methods import Lut
 from recipes.schema import Model
 from shards.loader import Batch
-
-AVERAGE = "average"
+from shards.mask_draws import MaskDraws
 
 
 class ContextualAutoencoder(MaskedAutoencoder):
@@ -31,62 +35,117 @@ class ContextualAutoencoder(MaskedAutoencoder):
 
     def __init__(self, settings: Lut, model: Model, image_size: int) -> None:
         super().__init__(settings, model, image_size)
-        width, hidden = model.embed_dim, settings.head_hidden
-        self.head = projection_head(width, hidden=hidden, depth=settings.head_depth)
-        self.predictor = projection_head(width, hidden=hidden, depth=settings.predictor_depth)
+        layers = dict(hidden=settings.head_hidden, norm=settings.head_norm, act=settings.head_act)
+        self.head = projection_head(model.embed_dim, depth=settings.head_depth, **layers)
+        self.predictor = projection_head(model.embed_dim, depth=settings.predictor_depth, **layers)
         self.head.apply(initialize)
         self.predictor.apply(initialize)
+        if settings.bc_tokens == "masked":  # the decoder is narrower than what the projector takes
+            self.masked_embed = nn.Linear(settings.decoder_embed_dim, model.embed_dim, bias=False).apply(initialize)
+        if settings.teacher_mask_ratio:
+            self.masks = MaskDraws(num_noise=2 * self.num_patches)  # the first N as ever, the others for the teacher
+        self.num_directions = 2 if settings.symmetric else 1
         # Only what the teacher runs is averaged. It is held outside: no gradient, no ZeRO, no `.train()`.
         average = nn.ModuleDict({"encoder": deepcopy(self.encoder), "head": deepcopy(self.head)})
+        for layer in average["head"]:
+            if isinstance(layer, RankBatchNorm):
+                layer.eval_by_batch = settings.teacher_bn == "batch"
         self.keep_outside(AVERAGE, average, moves=True)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         clean, strong = batch.views
-        targets = self.targets(clean, strong)
+        targets = self.targets(clean, strong, batch.noise)
         predictions, mae = self.predictions(clean, strong, batch.noise)
-        context = (distance(predictions[1], targets[0]) + distance(predictions[0], targets[1])) / 2
+        context = self.context(predictions, targets)
         return {"loss": self.settings.w_mae * mae + self.settings.w_bc * context, "mae": mae, "bc": context}
 
+    # --- the student ------------------------------------------------------------------------------------------------
+
     def predictions(self, clean: Tensor, strong: Tensor, noise: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Student: the predicted projections [B, D] of both views, and MAE's loss on the clean one.
+        """Student: the predicted projections [R, D] of its views, and MAE's loss on the clean one.
 
-        The views keep disjoint patches and go through the encoder as one batch; batch norm sees them one by one.
+        The views keep disjoint patches and go through the encoder as one batch; batch norm sees them one by one. With
+        objective.symmetric=false the clean view is the only one. Of bc_tokens=pooled_tokenwise all pooled rows come
+        first. `noise` [B, N], or [B, 2 N] with the teacher's.
         """
-        first, second = disjoint_masks(noise, self.settings.mask_ratio)
-        latents = self.encode((clean, strong), (first.ids_keep, second.ids_keep))  # each [B, 1 + K, D]
-        pred = self.decoder(latents[0], first.ids_restore)
-        projections = [self.predictor(self.head(pooled(tokens))) for tokens in latents]
-        return projections, self.reconstruction_loss(clean, pred, first.mask)
+        masks = self.student_masks(noise)
+        latents = self.encode((clean, strong)[: len(masks)], [mask.ids_keep for mask in masks])  # each [B, 1 + K, D]
+        if self.settings.bc_tokens == "masked":
+            pred, rows = self.decode_views(latents, masks)
+        else:
+            pred = self.decoder(latents[0], masks[0].ids_restore)
+            rows = [rows_of(kind, tokens) for kind in ROWS[self.settings.bc_tokens] for tokens in latents]
+        projections = [self.predictor(self.head(row)) for row in rows]
+        return projections, self.reconstruction_loss(clean, pred, masks[0].mask)
 
-    def encode(self, views: tuple[Tensor, Tensor], ids_keep: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """Kept tokens of both views: as one batch, unless the second keeps fewer patches (mask_ratio below 1/2)."""
-        if ids_keep[0].shape == ids_keep[1].shape:
+    def student_masks(self, noise: Tensor) -> tuple[RandomMask, ...]:
+        """The mask of every view that the student sees."""
+        return disjoint_masks(noise[:, : self.num_patches], self.settings.mask_ratio)[: self.num_directions]
+
+    def encode(self, views: Sequence[Tensor], ids_keep: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Kept tokens of the views: as one batch, unless the second keeps fewer patches (mask_ratio below 1/2)."""
+        if len(views) == 2 and ids_keep[0].shape == ids_keep[1].shape:
             return self.encoder(torch.cat(views), torch.cat(ids_keep)).chunk(2)
         return tuple(self.encoder(view, ids) for view, ids in zip(views, ids_keep, strict=True))
 
+    def decode_views(self, latents: Sequence[Tensor], masks: Sequence[RandomMask]) -> tuple[Tensor, list[Tensor]]:
+        """Predicted patches of the clean view; of every view the mean decoded token of its masked places [B, D].
+
+        A linear layer of its own brings that mean from the decoder's width to the encoder's, which the projector takes;
+        the moving average's projector goes on seeing means of encoded tokens.
+        """
+        pairs = zip(latents, masks, strict=True)
+        preds, decoded = zip(
+            *(self.decoder(tokens, mask.ids_restore, with_tokens=True) for tokens, mask in pairs), strict=True
+        )
+        means = [masked_mean(tokens, mask.mask) for tokens, mask in zip(decoded, masks, strict=True)]
+        return preds[0], [self.masked_embed(mean) for mean in means]
+
+    # --- the teacher ------------------------------------------------------------------------------------------------
+
     @torch.no_grad()
-    def targets(self, clean: Tensor, strong: Tensor) -> tuple[Tensor, ...]:
-        """Teacher: the projections [B, D] of both views, all patches seen."""
-        average = self.outside[AVERAGE]
-        tokens = average["encoder"](torch.cat([clean, strong]))
-        return average["head"](pooled(tokens)).chunk(2)
+    def targets(self, clean: Tensor, strong: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Teacher: the projections [R, D] of its views, all patches seen unless teacher_mask_ratio hides some.
+
+        Order and rows as in `predictions`; with objective.symmetric=false the strong view is the only one. `noise` as
+        there: it is needed where tokens are compared one by one, or some are hidden.
+        """
+        settings, average, views = self.settings, self.outside[AVERAGE], (clean, strong)[-self.num_directions :]
+        ids_keep = None
+        if settings.teacher_mask_ratio:  # the same places in both views
+            kept = random_mask(noise[:, self.num_patches :], settings.teacher_mask_ratio).ids_keep
+            ids_keep = kept.repeat(len(views), 1)
+        tokens = average["encoder"](torch.cat(views), ids_keep).chunk(len(views))
+        targets: list[Tensor] = []
+        for kind in ROWS[settings.bc_tokens]:
+            ids: list[Tensor | None] = [None] * len(views)
+            if kind == "tokenwise":  # where the student saw the other view
+                ids = [mask.ids_keep for mask in self.student_masks(noise)][::-1]
+            targets += self.project(average["head"], [rows_of(kind, *pair) for pair in zip(tokens, ids, strict=True)])
+        return tuple(targets)
+
+    def project(self, head: nn.Module, rows: list[Tensor]) -> Sequence[Tensor]:
+        """The views' rows through the teacher's projector: together, unless batch statistics must be of one view."""
+        if self.settings.teacher_bn == "batch":
+            return [head(row) for row in rows]
+        return head(torch.cat(rows)).split([len(row) for row in rows])
+
+    # --- both -------------------------------------------------------------------------------------------------------
+
+    def context(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """Each view's predictions against the targets of the other: mean over directions, kinds of rows added up."""
+        step, kind, temperature = self.num_directions, self.settings.bc_loss, self.settings.bc_temperature
+        losses = [
+            contextual_loss(prediction, target, kind=kind, temperature=temperature)
+            for first in range(0, len(targets), step)
+            for prediction, target in zip(
+                predictions[first : first + step][::-1], targets[first : first + step], strict=True
+            )
+        ]
+        return sum(losses) / step
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the average; its momentum goes from 0.996 to 1 over the run."""
         momentum = cosine_momentum(self.settings.momentum, step / total_steps)
-        average = self.outside[AVERAGE]
-        update_average(self.encoder, average["encoder"], momentum)
-        update_average(self.head, average["head"], momentum)
-
-
-def pooled(tokens: Tensor) -> Tensor:
-    """Mean of the patch tokens: [B, 1 + K, D] -> [B, D]."""
-    return tokens[:, 1:].mean(dim=1)
-
-
-def distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over the batch of the squared distance of the two vectors [B, D] at length 1: 2 - 2 cos, fp32."""
-    with torch.autocast(prediction.device.type, enabled=False):
-        dtype = torch.promote_types(prediction.dtype, torch.float32)
-        difference = F.normalize(prediction.to(dtype), dim=1) - F.normalize(target.to(dtype), dim=1)
-        return difference.square().sum(dim=1).mean()
+        student = nn.ModuleDict({"encoder": self.encoder, "head": self.head})
+        update_average(student, self.outside[AVERAGE], momentum)

@@ -27,15 +27,15 @@ class MaskedAutoencoder(Objective):
         super().__init__()
         self.settings = settings
         self.patch_size = model.patch_size
-        num_patches = (image_size // model.patch_size) ** 2
-        self.masks = MaskDraws(num_noise=num_patches)
+        self.num_patches = (image_size // model.patch_size) ** 2
+        self.masks = MaskDraws(num_noise=self.num_patches)
         self.encoder = MaskedVisionTransformer(model, image_size)
         self.decoder = Decoder(
             model.embed_dim,
             embed_dim=settings.decoder_embed_dim,
             depth=settings.decoder_depth,
             num_heads=settings.decoder_num_heads,
-            num_patches=num_patches,
+            num_patches=self.num_patches,
             num_values=3 * model.patch_size**2,
         )
 

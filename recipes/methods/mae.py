@@ -16,6 +16,7 @@ class Mae(Method):
     """Masked autoencoder (He et al., 2021, arXiv 2111.06377): predict the pixels of the masked patches."""
 
     architecture: ClassVar[str] = "vit"
+    num_views: ClassVar[int] = 1  # images that it makes of one sample
 
     mask_ratio: float = 0.75  # share of patches hidden from the encoder (section 4.1)
     norm_pix_loss: bool = True  # targets normalised per patch (Table 1d)
@@ -39,7 +40,23 @@ class Mae(Method):
 
     def check(self, model: Model, data: Data, precision: str) -> None:
         num_patches = model.num_patches(data.image_size)
+        kept = num_kept(num_patches, self.mask_ratio)
         require(
-            int(num_patches * (1 - self.mask_ratio)) >= 1,
+            kept >= 1,
             f"objective.mask_ratio={self.mask_ratio}: leaves none of {num_patches} patches; choose a smaller share",
         )
+        require(
+            kept < num_patches,
+            f"objective.mask_ratio={self.mask_ratio}: hides none of {num_patches} patches, so there is nothing to "
+            "predict; choose a larger share",
+        )
+        require(
+            self.num_views == 2 or not data.shared_crop,
+            f"data.shared_crop=true: this objective has {self.num_views} view, not 2; set it to false or choose a lut "
+            "recipe",
+        )
+
+
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+    """Patches that a mask leaves: the rule of engine/masks.py."""
+    return int(num_patches * (1 - mask_ratio))

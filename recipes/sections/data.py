@@ -23,6 +23,7 @@ class Data:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # rrc: width / height
     crop_padding: int = 4  # src: pixels reflected at each side of the resized image
     hflip: float = 0.5  # probability of a horizontal flip
+    shared_crop: bool = False  # pretrain_lut: both images show the same crop, flipped alike; only colours differ
     # Colour jitter of the view pretrain_dtm and of pretrain_lut's second image; strength 0 leaves an operation out.
     brightness: float = 0.0  # factor in 1 - b ... 1 + b; LUT and DTM: 0.4
     contrast: float = 0.0  # likewise, about the mean gray; LUT and DTM: 0.4
