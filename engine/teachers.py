@@ -1,4 +1,4 @@
-"""Frozen networks whose patch features are to be predicted: CLIP, one of our own encoders, or any ViT of timm.
+"""What gives the targets: CLIP, one of our own encoders, any ViT of timm, all frozen, or the image's own pixels.
 
 An objective holds its teacher by `keep_outside`: in nobody's parameters() or state dict, not divided by ZeRO, not
 saved, never set to training.
@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.foreign import from_clip
 from engine.models import vision_library  # noqa: F401  timm imports only after it
-from engine.teacher_sources import CLIP, TeacherSource, find_teacher
-from recipes.methods import Dtm
+from engine.models.patches import patchify
+from engine.teacher_sources import (
+    CLIP,
+    PIXELS,
+    TeacherSource,
+    find_teacher,
+    require_fitting,
+    require_same_grid,
+)
+from engine.weight_files import read_weight_file
+from recipes.checks import require
 from recipes.schema import Data, Recipe
 
 # isort: split
@@ -27,8 +33,9 @@ import timm
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-CLIP_WIDTH = 512  # of its visual projection
-CLIP_HEAD = "_clip_"  # in the names of timm's models that have it
+CLIP_WIDTH = 512  # of the visual projection of ViT-B/16
+CLIP_HEAD_WIDTH = 64  # channels of an attention head in all of OpenAI's towers
+CLIP_WIDEST = 1024  # ViT-L; wider ones of others (1280 and more) have heads of 80 channels and more, no file says how
 
 
 class Teacher(nn.Module):
@@ -64,24 +71,38 @@ class Teacher(nn.Module):
             return self.network.head(tokens[:, self.network.num_prefix_tokens :]).float()
 
 
-def open_teacher(recipe: Recipe) -> Teacher:
-    """The teacher of a DTM recipe, in bf16 unless the run is in fp32.
+class PixelTeacher(nn.Module):
+    """The targets are the patches of the image as the student sees it, normalised and unmasked: T = 3 p p."""
+
+    identity = PIXELS  # there are no weights to hash
+
+    def __init__(self, patch_size: int, num_patches: int) -> None:
+        super().__init__()
+        self.patch_size, self.num_patches = patch_size, num_patches
+        self.width = 3 * patch_size**2
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Pixels fp32 [B, N, p p 3] of images [B, 3, S, S]."""
+        return patchify(images.float(), self.patch_size)
+
+
+def open_teacher(recipe: Recipe) -> Teacher | PixelTeacher:
+    """The teacher of a recipe, in bf16 unless the run is in fp32.
 
     ValueError where it is not there, is something else than it should be, or has another number of patches.
     """
     source = find_teacher(recipe.teacher)
     if source is None:
         raise ValueError(f"teacher={recipe.teacher}: neither a file of weights nor a folder with an exported encoder")
+    require_fitting(source, recipe)
+    if source.kind == "pixels":
+        return PixelTeacher(recipe.model.patch_size, recipe.num_patches)
     with torch.random.fork_rng(devices=[]):  # its first, random weights must not change the student's
-        network = open_network(source, recipe.data.image_size)
+        network = open_network(source, recipe)
+    require_same_grid(recipe, network.patch_embed.num_patches)
     dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
-    teacher = Teacher(network, dtype, rescaling(recipe, source, network))
-    if teacher.num_patches != recipe.num_patches:
-        raise ValueError(
-            f"teacher={recipe.teacher}: sees {teacher.num_patches} patches where the student has {recipe.num_patches} "
-            "(data.image_size / model.patch_size, squared); choose a teacher with the same grid"
-        )
-    return teacher
+    return Teacher(network, dtype, rescaling(recipe, source, network))
 
 
 def rescaling(recipe: Recipe, source: TeacherSource, network: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -90,9 +111,8 @@ def rescaling(recipe: Recipe, source: TeacherSource, network: nn.Module) -> tupl
     CLIP gets them as they are, as in the released program, unless objective.teacher_norm=clip; any other teacher gets
     what it was trained on, which its timm configuration says.
     """
-    if source.kind == "file" or CLIP_HEAD in source.place:
-        clip_input = isinstance(recipe.objective, Dtm) and recipe.objective.teacher_norm == "clip"
-        return to_input(recipe.data, CLIP_MEAN, CLIP_STD) if clip_input else None
+    if source.is_clip:
+        return to_input(recipe.data, CLIP_MEAN, CLIP_STD) if recipe.objective.teacher_norm == "clip" else None
     mean, std = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
     return None if (mean, std) == (recipe.data.mean, recipe.data.std) else to_input(recipe.data, mean, std)
 
@@ -103,24 +123,62 @@ def to_input(data: Data, mean: tuple[float, ...], std: tuple[float, ...]) -> tup
     return data_std / std, (data_mean - mean) / std
 
 
-def open_network(source: TeacherSource, image_size: int) -> nn.Module:
+def open_network(source: TeacherSource, recipe: Recipe) -> nn.Module:
     """The teacher as a timm model whose head is its projection, or nothing."""
+    image_size = recipe.data.image_size
     if source.kind == "folder":
         return timm.create_model(f"local-dir:{source.place}", pretrained=True, num_classes=0)
     if source.kind == "file":
-        network = clip_network(image_size)
-        load_clip(network, read_weights(Path(source.place)), f"teacher={source.place}")
-        return network
+        return open_clip_file(Path(source.place), recipe)
     # timm gives its CLIP models the projection as a head; a classifier of ImageNet is no feature. Pooling by the token
     # keeps the last norm where all tokens pass it: models that average have theirs after the pooling.
-    head = {} if CLIP_HEAD in source.place else {"num_classes": 0, "global_pool": "token"}
+    head = {} if source.is_clip else {"num_classes": 0, "global_pool": "token"}
     try:
         return timm.create_model(source.place, pretrained=True, img_size=image_size, **head)
     except (RuntimeError, OSError, TypeError) as error:  # an unknown name, no network, or no transformer
         raise ValueError(f"teacher=timm:{source.place}: timm could not provide it: {error}") from error
 
 
-def clip_network(image_size: int, **changes: int) -> nn.Module:
+def open_clip_file(path: Path, recipe: Recipe) -> nn.Module:
+    """The image tower of a file, at the recipe's image size; ValueError where there is none, or one of another grid."""
+    state = read_weight_file(path, "teacher").weights
+    arguments = tower_arguments(from_clip(state), f"teacher={path}")
+    require_same_grid(recipe, (recipe.data.image_size // arguments["patch_size"]) ** 2)
+    network = clip_network(recipe.data.image_size, **arguments)
+    load_clip(network, state, f"teacher={path}")
+    return network
+
+
+def tower_arguments(weights: dict[str, Tensor], what: str) -> dict[str, int | float]:
+    """timm's arguments for the tower that has these weights (timm's names), all read from their shapes.
+
+    How many heads there are is in no shape: OpenAI's have 64 channels each. Without a projection the head is nothing.
+    """
+    try:
+        width, _, _, patch_size = weights["patch_embed.proj.weight"].shape
+        hidden = weights["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        found = ", ".join(list(weights)[:3])
+        raise ValueError(
+            f"{what}: not an image tower of CLIP's (a ViT); the file begins with {found}. "
+            "For an encoder of your own give its folder"
+        ) from error
+    require(
+        width % CLIP_HEAD_WIDTH == 0 and width <= CLIP_WIDEST,
+        f"{what}: {width} channels wide; OpenAI's towers have at most {CLIP_WIDEST}, in heads of {CLIP_HEAD_WIDTH}; "
+        "how many heads another tower has the file does not say; write teacher=timm:NAME",
+    )
+    return {
+        "patch_size": patch_size,
+        "embed_dim": width,
+        "depth": len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
+        "num_heads": width // CLIP_HEAD_WIDTH,
+        "mlp_ratio": hidden / width,
+        "num_classes": len(weights["head.weight"]) if "head.weight" in weights else 0,
+    }
+
+
+def clip_network(image_size: int, **changes: int | float) -> nn.Module:
     """CLIP's image tower ViT-B/16 with QuickGELU, its visual projection as head; `changes` are timm's arguments."""
     arguments = {"num_classes": CLIP_WIDTH, **changes}
     return timm.create_model(CLIP.partition(".")[0], img_size=image_size, **arguments)
@@ -135,10 +193,8 @@ def load_clip(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         reason = str(error).partition("\n")[2].strip().partition("\n")[0][:200]
-        found = ", ".join(list(state)[:3])
         raise ValueError(
-            f"{what}: not CLIP's ViT-B/16 ({reason}); the file begins with {found}. "
-            "For an encoder of your own give its folder"
+            f"{what}: not an image tower of CLIP's ({reason}). For an encoder of your own give its folder"
         ) from error
 
 
@@ -156,32 +212,6 @@ def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
     scale = (grid_size + 0.1) / side
     resized = F.interpolate(table, scale_factor=(scale, scale), mode="bicubic")
     return torch.cat([cls, resized.flatten(2).transpose(1, 2).to(cls.dtype)], dim=1)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a .safetensors file or of one that torch wrote, TorchScript included (OpenAI's is).
-
-    Nothing in the file is executed. ValueError where it is no such file.
-    """
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else load_pickle(path)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, LookupError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"teacher={path}: not a file of weights ({reason})") from error
-    for key in ("state_dict", "model"):
-        content = content.get(key, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict):
-        raise ValueError(f"teacher={path}: holds a {type(content).__name__}; a state dict is needed")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def load_pickle(path: Path) -> dict:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except RuntimeError as error:
-        if "TorchScript" not in str(error):
-            raise
-        return dict(torch.jit.load(path, map_location="cpu").state_dict())
 
 
 def weights_hash(network: nn.Module) -> str:

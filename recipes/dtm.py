@@ -14,32 +14,55 @@ from recipes.methods import Dtm
 from recipes.registry import recipe
 from recipes.schema import Data, Model, Optim, Recipe, Run
 
-DEPARTURES = (
+RATE = (
     "learning rate: 1.5e-3 x sqrt(batch / 2048), as the released program documents; the paper's text says 1.5e-4 "
-    "(recipe vit_b_dtm_paper_lr)",
-    "grouping: tokens are divided by the parity of their place and the first patch stays alone, as in the released "
-    "program; the paper divides at random",
-    "loss: smooth L1 with beta 2, the released program's default; the paper's own choice could not be verified",
-    "precision: bf16 autocast, bf16 teacher, similarities and loss in fp32 (the released program: fp16 autocast with "
-    "loss scaling, similarities in fp16)",
-    "data order and random numbers: pure functions of the seed; groupings are drawn for every 128 neighbours of the "
-    "global batch (the released program: for every GPU's 128 images)",
+    "(recipe vit_b_dtm_paper_lr)"
 )
+GROUPING = (
+    "grouping: tokens are divided by the parity of their place and the first patch stays alone, as in the released "
+    "program; the paper divides at random"
+)
+LOSS = "loss: smooth L1 with beta 2, the released program's default; the paper's own choice could not be verified"
+PRECISION = (
+    "precision: bf16 autocast, bf16 teacher, similarities and loss in fp32 (the released program: fp16 autocast with "
+    "loss scaling, similarities in fp16)"
+)
+DRAWS = (
+    "data order and random numbers: pure functions of the seed; groupings are drawn for every 128 neighbours of the "
+    "global batch (the released program: for every GPU's 128 images)"
+)
+DEPARTURES = (RATE, GROUPING, LOSS, PRECISION, DRAWS)
 
 
 def dtm(model: Model, *, init_values: float, micro_batch: int) -> Recipe:
     """The paper's recipe for one size; `micro_batch` only says how the 1,024 images are divided."""
     return Recipe(
-        model=replace(model, architecture="beit", init_values=init_values, drop_path=0.0),
+        model=replace(
+            model,
+            architecture="beit",
+            init_values=init_values,
+            drop_path=0.0,
+            rel_pos_bias=True,
+            shared_rel_pos_bias=True,
+            abs_pos_emb=False,
+        ),
         objective=Dtm(
             num_masked=75,
             min_block=16,
+            morphing="bipartite",
             num_schedules=2,
+            min_removed=0,
             max_removed=None,
+            min_steps=1,
             max_steps=14,
+            counts="released",
+            split="parity",
+            protect_first=True,
+            weighting="size",
             images_per_draw=128,
             loss="smooth_l1",
             beta=2.0,
+            loss_on="all",
             normalize_target=False,
             teacher_norm="student",
         ),
@@ -118,4 +141,5 @@ def vit_b_dtm_paper_lr() -> Recipe:
     Command: deepspeed engine/train.py --recipe vit_b_dtm_paper_lr data.train=DIR teacher=FILE
     """
     base = vit_b_dtm()
-    return replace(base, optim=replace(base.optim, lr=1.5e-4), departures=DEPARTURES[1:])
+    departures = tuple(departure for departure in DEPARTURES if departure != RATE)
+    return replace(base, optim=replace(base.optim, lr=1.5e-4), departures=departures)

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterable
 
 from recipes.schema import Recipe
 
-RECIPE_MODULES = ("recipes.mae", "recipes.lut", "recipes.dtm", "recipes.demo")
+RECIPE_MODULES = (
+    "recipes.mae",
+    "recipes.lut",
+    "recipes.lut_variants",
+    "recipes.dtm",
+    "recipes.dtm_variants",
+    "recipes.demo",
+)
 
 _registry: dict[str, Callable[[], Recipe]] = {}
 

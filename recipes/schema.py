@@ -100,7 +100,7 @@ class Recipe:
     optim: Optim
     data: Data = field(default_factory=Data)
     zero: Zero = field(default_factory=Zero)
-    teacher: str = ""  # DTM: file of weights, folder of a run of ours, or timm:NAME
+    teacher: str = ""  # DTM: file of CLIP's weights, folder of a run of ours, timm:NAME, or pixels
     init: str = ""  # weights to start from: a run of ours, an imported folder, or a released checkpoint; empty: random
     precision: Precision = "bf16"  # bf16: autocast over fp32 parameters; bf16_params, fp16: 16-bit parameters
     evaluation: Evaluation = field(default_factory=Evaluation)

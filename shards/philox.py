@@ -31,6 +31,8 @@ class Stream(IntEnum):
     JITTER = 6
     EFFECT = 7
     BLOCKS = 8  # the rectangles of a block-wise mask; the cells that fill it up come from MASK
+    SPLIT = 9  # DTM's two sets of tokens; here the epoch is the optimizer step and the id the place in the global batch
+    CLUSTER = 10  # the tokens that k-means begins with; epoch and id as for SPLIT
 
 
 def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
@@ -43,8 +45,8 @@ def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[n
     return c0, c1, c2, c3
 
 
-def words(seed: int, epoch: int, ids: np.ndarray, stream: Stream, count: int) -> np.ndarray:
-    """`count` random 32-bit words for each id: uint32 [B, count].
+def words(seed: int, epoch: int, ids: np.ndarray, stream: Stream, count: int, start: int = 0) -> np.ndarray:
+    """`count` random 32-bit words for each id, from number `start` of its 2**34 on: uint32 [B, count].
 
     The counter is (id, epoch, block of four words, stream), the key is the seed.
     Raises ValueError for a seed outside 64 bits, or an epoch or id outside 32 bits.
@@ -55,18 +57,19 @@ def words(seed: int, epoch: int, ids: np.ndarray, stream: Stream, count: int) ->
     largest = max(epoch, int(ids.max(initial=0)))
     if min(epoch, int(ids.min(initial=0))) < 0 or largest >= 2**32:
         raise ValueError(f"epoch={epoch}, largest id={ids.max(initial=0)}: both must be in 0 ... {2**32 - 1}")
-    blocks = -(-count // 4)
+    skipped, first = start % 4, start // 4
+    blocks = -(-(skipped + count) // 4)
     counter = (
         ids.astype(np.uint64)[:, None],
         np.uint64([[epoch]]),
-        np.arange(blocks, dtype=np.uint64)[None],
+        np.arange(first, first + blocks, dtype=np.uint64)[None],
         np.uint64([[stream]]),
     )
     rounds = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
     out = np.empty((len(ids), blocks, 4), np.uint32)
     for lane, values in enumerate(rounds):
         out[..., lane] = values
-    return np.ascontiguousarray(out.reshape(len(ids), 4 * blocks)[:, :count])
+    return np.ascontiguousarray(out.reshape(len(ids), 4 * blocks)[:, skipped : skipped + count])
 
 
 def keys64(seed: int, epoch: int, ids: np.ndarray, stream: Stream) -> np.ndarray:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.analyses.morphs import morph_map
 from engine.analyses.reconstructions import GRAY, reconstructions
 from engine.masks import random_mask
 from engine.models.patches import patchify
+from engine.morphing import group_tokens
 from engine.objectives.mae import MaskedAutoencoder, normalize_patches
 from recipes.methods import Mae
 from recipes.schema import Model
@@ -77,3 +79,15 @@ def test_a_prediction_of_zero_is_each_patchs_mean_or_the_data_sets(pictures, noi
         colours = painted[masking.mask].unflatten(1, (PATCH**2, 3))
         level = patchify(images, PATCH)[masking.mask].mean(dim=1).view(-1, 1, 1) if norm_pix_loss else 0.0
         torch.testing.assert_close(colours, (level * STD + MEAN).expand_as(colours))
+
+
+def test_a_morph_map_paints_every_patch_in_its_groups_mean_colour(pictures):
+    targets = torch.randn(IMAGES, 16, 5, generator=torch.Generator().manual_seed(3))
+    groups = group_tokens(targets, 9, 3)
+    painted, colours = patchify(morph_map(groups, pictures, PATCH), PATCH), patchify(pictures, PATCH)
+    for image in range(IMAGES):
+        for label in groups.labels[image].unique():
+            members = groups.labels[image] == label
+            mean = colours[image, members].view(-1, 3).mean(dim=0)
+            expected = mean.repeat(PATCH**2).expand(int(members.sum()), -1)
+            torch.testing.assert_close(painted[image, members], expected, rtol=1e-4, atol=1e-5)

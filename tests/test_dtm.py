@@ -6,19 +6,22 @@ import numpy as np
 import pytest
 import torch
 from golden_files import read, state
-from tiny_dtm import TINY, batch_of, part_of, tiny
+from tiny_dtm import TINY, TINY_DECODER, batch_of, part_of, tiny, tiny_mae
 from torch import nn
 
 from engine.foreign import load_dtm
 from engine.models.beit import MaskedBeit, beit_arguments
-from engine.objectives.dtm import Draw, DynamicTokenMorphing
+from engine.morphing import group_tokens
+from engine.objectives.comparison import Draw
+from engine.objectives.dtm import DynamicTokenMorphing
 from engine.params import parameter_groups
 from engine.plan import make_plan
 from engine.schedules import warmup_cosine
 from recipes import registry, sizes
-from recipes.methods import Dtm
+from recipes.methods import Dtm, MaeDtm
 from recipes.overrides import apply_overrides, leaves
 from recipes.schema import Model
+from shards.philox import Stream
 
 # isort: split
 import timm
@@ -136,14 +139,29 @@ def test_weight_decay_is_the_released_one(golden):
 # --- groupings ------------------------------------------------------------------------------------------------------
 
 
-def test_loss_and_gradient_do_not_depend_on_the_division_of_the_batch():
+WAYS = [
+    {},
+    {"split": "random"},
+    {"split": "random", "protect_first": False, "counts": "exact", "weighting": "step", "loss_on": "visible"},
+    {"morphing": "kmeans", "loss_on": "masked"},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: "+".join(map(str, way.values())) or "released")
+@pytest.mark.parametrize("host", ["beit", "mae"])
+def test_loss_and_gradient_do_not_depend_on_the_division_of_the_batch(host, way):
     """All images at once, or in micro-batches that do and do not respect the blocks that share their draws."""
-    objective = tiny(Dtm(num_masked=6, images_per_draw=16)).double()
+    if host == "beit":
+        objective = tiny(Dtm(num_masked=6, images_per_draw=16, **way)).double()
+        weight = objective.head.weight
+    else:
+        objective = tiny_mae(MaeDtm(images_per_draw=16, **TINY_DECODER, **way)).double()
+        weight = objective.decoder.pred.weight
     batch = batch_of(40, first=8)  # blocks of 8, 16 and 16 images
     batch.views = (batch.views[0].double(),)
     whole = objective(batch, 3)
     whole["loss"].backward()
-    gradient = objective.head.weight.grad.clone()
+    gradient = weight.grad.clone()
     for cuts in ([0, 8, 24, 40], [0, 10, 20, 30, 40], [0, 1, 40]):
         objective.zero_grad()
         loss = groups = 0.0
@@ -154,7 +172,59 @@ def test_loss_and_gradient_do_not_depend_on_the_division_of_the_batch():
             groups += metrics["groups"].item() * (end - start) / 40
         assert loss == pytest.approx(whole["loss"].item(), rel=1e-7)  # targets are fp32
         assert groups == pytest.approx(whole["groups"].item())
-        torch.testing.assert_close(objective.head.weight.grad, gradient, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_keys_are_functions_of_seed_step_position_and_schedule():
+    """What divides the tokens of a step, and what k-means begins with: anew for each, and independent of the others."""
+    objective, positions = tiny(Dtm(num_masked=6)), torch.tensor([5, 1000, 7])
+    for stream in (Stream.SPLIT, Stream.CLUSTER):
+        keys = objective.keys(stream, positions, 17, 0, 64)
+        assert keys.dtype == torch.int64 and keys.shape == (3, 64) and keys.min() >= 0 and keys.max() < 2**32
+        assert torch.equal(objective.keys(stream, positions.flip(0), 17, 0, 64), keys.flip(0))
+        assert torch.equal(objective.keys(stream, positions, 17, 21, 30), keys[:, 21:51])  # any part of the row
+        others = [
+            objective.keys(stream, positions + 1, 17, 0, 64),
+            objective.keys(stream, positions, 18, 0, 64),
+            objective.keys(stream, positions, 17, 64, 64),
+            tiny(seed=1).keys(stream, positions, 17, 0, 64),
+        ]
+        assert all((keys != other).float().mean() > 0.99 for other in others) and len(keys.unique()) > 185
+    split, cluster = (objective.keys(stream, positions, 17, 0, 64) for stream in (Stream.SPLIT, Stream.CLUSTER))
+    assert (split != cluster).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("way", [{"split": "random"}, {"morphing": "kmeans"}])
+def test_groups_are_drawn_anew_for_every_image_schedule_and_step(way):
+    """The same tokens, seen from two images, schedules and optimizer steps; and from the same ones again."""
+    objective = tiny(Dtm(num_masked=6, **way))
+    tokens = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(0)).expand(2, -1, -1)
+    drawn, positions = {}, torch.tensor([3, 4])
+    for schedule, step in ((0, 0), (1, 0), (0, 1)):
+        groups, again = (objective.group(tokens, Draw(8, 2), positions, step, schedule) for _ in range(2))
+        assert torch.equal(again.labels, groups.labels)
+        drawn |= {(row, schedule, step): str(groups.labels[row].tolist()) for row in range(2)}
+    assert len(set(drawn.values())) == 6
+
+
+def test_every_iteration_draws_its_own_sets():
+    """The words of (seed, step, position) in a row: N for the first iteration, N for the second."""
+    objective, positions = tiny(Dtm(num_masked=6, split="random")), torch.tensor([3, 4])
+    tokens = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
+    keys = objective.keys(Stream.SPLIT, positions, 0, 0, 32).unflatten(1, (2, 16))
+    for num_steps in (1, 2):
+        groups = objective.group(tokens, Draw(8, num_steps), positions, 0, 0)
+        assert torch.equal(groups.labels, group_tokens(tokens, 8, num_steps, keys=keys[:, :num_steps]).labels)
+    swapped = group_tokens(tokens, 8, 2, keys=keys.flip(1))
+    assert (swapped.labels != groups.labels).any()
+
+
+def test_every_division_into_two_sets_is_equally_likely():
+    """Each of the 15 free tokens is in the first set of an iteration as often as the others."""
+    keys = tiny().keys(Stream.SPLIT, torch.arange(4000), 2, 16 * 16, 16)  # those of the second schedule
+    places = keys[:, 1:].argsort(1).argsort(1) + 1
+    share = (places % 2 == 0).double().mean(0)  # 7 of 15 places are even
+    assert (share - 7 / 15).abs().max() < 5 * (7 / 15 * 8 / 15 / 4000) ** 0.5
 
 
 def test_draws_are_functions_of_seed_step_and_block():
@@ -176,6 +246,26 @@ def test_draws_are_uniform():
         assert abs(removed.mean() - 98) < 4 * 57 / 4000**0.5 and abs(steps.mean() - 7.5) < 4 * 4.03 / 4000**0.5
         assert np.bincount(steps).max() < 4000 / 14 + 5 * (4000 / 14) ** 0.5
     assert abs(np.corrcoef(drawn.reshape(4000, 4).T) - np.eye(4)).max() < 0.07
+
+
+def test_draws_stay_in_their_ranges():
+    """Both ends included; a range of one number is always that number."""
+
+    def drawn(**settings: int) -> np.ndarray:
+        objective = tiny(Dtm(num_masked=6, num_schedules=3, **settings))
+        return np.array([objective.draws(block, 0, 16) for block in range(2000)])  # [2000, 3, 2]
+
+    ranges = drawn(min_removed=3, max_removed=9, min_steps=2, max_steps=5)
+    assert ranges.shape == (2000, 3, 2)
+    for grouping in range(3):
+        assert set(ranges[:, grouping, 0]) == set(range(3, 10)) and set(ranges[:, grouping, 1]) == {2, 3, 4, 5}
+        assert np.bincount(ranges[:, grouping, 0]).max() < 2000 / 7 + 5 * (2000 / 7) ** 0.5
+    assert set(drawn(min_removed=8)[..., 0].flat) == set(range(8, 17))
+    fixed = drawn(min_removed=8, max_removed=8, min_steps=4, max_steps=4)
+    assert (fixed == [8, 4]).all()
+    constant_tokens, constant_steps = drawn(min_removed=8, max_removed=8), drawn(min_steps=4, max_steps=4)
+    assert (constant_tokens[..., 0] == 8).all() and set(constant_tokens[..., 1].flat) == set(range(1, 15))
+    assert (constant_steps[..., 1] == 4).all() and set(constant_steps[..., 0].flat) == set(range(17))
 
 
 def test_without_morphing_it_is_the_distance_token_by_token():

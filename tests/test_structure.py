@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "tools": {"tools", "engine", "shards", "recipes"},
 }
 # Inside engine: pure mathematics, networks, objectives, then what uses them; the systems side knows no method.
-MATHEMATICS = {"engine.masks", "engine.morphing", "engine.schedules"}
+MATHEMATICS = {"engine.clustering", "engine.masks", "engine.morphing", "engine.schedules"}
 METHODS = ("engine.objectives", "engine.models", "engine.masks")
 SYSTEMS = {"engine.runtime", "engine.zero", "engine.checkpoints", "engine.console", "engine.params", "engine.shell"}
 DEPENDENCIES = {"torch", "timm", "numpy", "rich", "deepspeed", "nvidia", "webdataset", "PIL", "safetensors", "pytest"}

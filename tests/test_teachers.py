@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from clip_towers import patch_targets, random_tower
 from golden_files import read, state
 from safetensors.torch import save_file
 from tiny_dtm import TINY, Widen
@@ -64,7 +65,7 @@ def test_clip_weights_under_all_their_names():
     assert Teacher(tower(golden, 32, rename=from_clip), torch.float32).identity == identity
     half = Teacher(tower(golden, 32, rename=lambda weights: {k: v.half() for k, v in weights.items()}), torch.float32)
     assert half.identity != identity
-    with pytest.raises(ValueError, match="teacher=golden: not CLIP's ViT-B/16 .* begins with a"):
+    with pytest.raises(ValueError, match="teacher=golden: not an image tower of CLIP's "):
         tower(golden, 32, rename=lambda weights: {"a": torch.zeros(1)})
 
 
@@ -130,42 +131,110 @@ def test_opening_a_teacher_draws_nothing(encoder_folder):
     assert (torch.rand(4) == after).all()
 
 
-def test_a_teacher_with_another_grid_is_refused(encoder_folder):
-    recipe = demo(f"teacher={encoder_folder}", "data.image_size=64")
-    with pytest.raises(ValueError, match="sees 16 patches where the student has 64"):
-        open_teacher(recipe)
+def nothing_is_built(monkeypatch) -> None:
+    def refuse(*arguments, **keywords):
+        raise AssertionError("a network was built")
+
+    monkeypatch.setattr("engine.teachers.timm.create_model", refuse)
 
 
-def clip_files(folder, weights: dict[str, Tensor]) -> list:
-    """The same weights in every kind of file; the last is TorchScript, as OpenAI's is."""
-    files = [folder / name for name in ("clip.safetensors", "clip.pt", "clip.bin", "script.pt")]
-    save_file(weights, files[0])
-    torch.save(weights, files[1])
-    torch.save({"epoch": 1, "state_dict": weights}, files[2])
-    holder = nn.Module()
-    for name, value in weights.items():
-        *path, last = name.split(".")
-        part = holder
-        for step in path:
-            if not hasattr(part, step):
-                part.add_module(step, nn.Module())
-            part = getattr(part, step)
-        part.register_buffer(last, value)
-    torch.jit.save(torch.jit.script(holder), files[3])
-    return files
+def test_a_folder_with_another_grid_is_refused_by_its_config(encoder_folder, monkeypatch):
+    """Before a network is built, whether the program's start or somebody else asks."""
+    nothing_is_built(monkeypatch)
+    for change, reason in (
+        ("data.image_size=64", "takes images of 32 pixels where data.image_size=64"),
+        ("model.patch_size=4", "sees 16 patches where the student has 64"),
+    ):
+        recipe = demo(f"teacher={encoder_folder}", change)
+        with pytest.raises(ValueError, match=reason):
+            require_teacher("vit_ti_dtm_demo", recipe, download=False)
+        with pytest.raises(ValueError, match=reason):
+            open_teacher(recipe)
 
 
-@pytest.mark.filterwarnings("ignore")  # TorchScript is old, but so is OpenAI's file
-def test_files_of_weights(tmp_path, monkeypatch):
-    golden = read("dtm_teacher_clip.npz")
-    weights = {name: value.float().contiguous() for name, value in state(golden, "w.").items()}
-    monkeypatch.setattr("engine.teachers.clip_network", lambda image_size: clip_network(image_size, **TINY_TOWER))
-    identity = Teacher(tower(golden, 32), torch.float32).identity
-    for file in clip_files(tmp_path, {f"visual.{name}": value for name, value in weights.items()}):
-        assert open_teacher(demo(f"teacher={file}")).identity == identity, file
-    (tmp_path / "noise.pt").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="noise.pt: not a file of weights"):
-        open_teacher(demo(f"teacher={tmp_path}/noise.pt"))
+def test_a_folder_with_a_broken_config_is_named(encoder_folder, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"teacher={tmp_path}: config.json is no JSON"):
+        require_teacher("vit_ti_dtm_demo", demo(f"teacher={tmp_path}"), download=False)
+
+
+def test_a_timm_model_with_another_grid_is_refused_by_its_name(monkeypatch):
+    nothing_is_built(monkeypatch)
+    for name, patches in (
+        ("vit_large_patch14_clip_quickgelu_224.openai", 256),
+        ("vit_base_patch32_clip_224.laion2b", 49),
+    ):
+        recipe = apply_overrides(registry.load("vit_b_dtm"), [f"teacher=timm:{name}"])
+        for download in (True, False):
+            with pytest.raises(ValueError, match=f"{name}: sees {patches} patches where the student has 196"):
+                require_teacher("vit_b_dtm", recipe, download=download)
+        with pytest.raises(ValueError, match=f"sees {patches} patches where the student has 196"):
+            open_teacher(recipe)
+    for name in ("vit_base_patch16_384", "eva02_base_patch16_clip_224", "samvit_base"):  # the image size is set
+        recipe = apply_overrides(registry.load("vit_b_dtm"), [f"teacher=timm:{name}"])
+        assert require_teacher("vit_b_dtm", recipe, download=True) == recipe
+
+
+def test_a_timm_model_is_held_to_its_network_where_its_name_says_nothing(monkeypatch):
+    """One of timm's, with random weights in the place of a download."""
+    create = timm.create_model
+
+    def without_weights(name: str, pretrained: bool, **arguments):
+        return create(name, pretrained=False, **arguments)
+
+    monkeypatch.setattr("engine.teachers.timm.create_model", without_weights)
+    with pytest.raises(ValueError, match="teacher=timm:vit_tiny_r_s16_p8_224: sees 1 patches where the student has 16"):
+        open_teacher(demo("teacher=timm:vit_tiny_r_s16_p8_224"))
+    few = ("model.patch_size=16", "objective.max_steps=4", "objective.num_masked=1")
+    teacher = open_teacher(demo("teacher=timm:vit_tiny_patch16_384", *few))
+    assert (teacher.num_patches, teacher.width) == (4, 192)
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pixels_are_a_teacher_without_a_network(precision, monkeypatch):
+    """The image's own patches as the student sees them, in fp32 whatever the precision; nothing to fetch."""
+    nothing_is_built(monkeypatch)
+    recipe = demo("teacher=pixels", f"precision={precision}")
+    assert require_teacher("vit_ti_dtm_demo", recipe, download=False) == recipe
+    teacher, images = open_teacher(recipe), torch.randn(2, 3, 32, 32)
+    assert (teacher.width, teacher.num_patches, teacher.identity) == (192, 16, "pixels")
+    targets = teacher(images)
+    assert targets.dtype == torch.float32 and targets.shape == (2, 16, 192)
+    assert torch.equal(targets[1, 6].view(8, 8, 3), images[1, :, 8:16, 16:24].permute(1, 2, 0))
+    assert not list(teacher.parameters()) and not teacher.state_dict()
+
+
+# --- the teacher's input --------------------------------------------------------------------------------------------
+
+
+def test_teacher_norm_reaches_the_teacher(tmp_path):
+    """From the recipe to the targets: CLIP gets the student's images, or with `clip` images as it was trained on."""
+    weights, images = random_tower(), torch.randn(2, 3, 32, 32)
+    save_file(weights, tmp_path / "clip.safetensors")
+    recipe = demo(f"teacher={tmp_path / 'clip.safetensors'}")
+    torch.testing.assert_close(open_teacher(recipe)(images), patch_targets(weights, images), rtol=1e-4, atol=1e-4)
+    mean, std, clip_mean, clip_std = (
+        torch.tensor(v).view(3, 1, 1) for v in (recipe.data.mean, recipe.data.std, CLIP_MEAN, CLIP_STD)
+    )
+    as_trained = (images * std + mean - clip_mean) / clip_std
+    changed = open_teacher(apply_overrides(recipe, ["objective.teacher_norm=clip"]))(images)
+    torch.testing.assert_close(changed, patch_targets(weights, as_trained), rtol=1e-4, atol=1e-4)
+    assert (changed - open_teacher(recipe)(images)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("teacher", ["pixels", "FOLDER", "timm:vit_base_patch8_224"])
+def test_only_clip_can_be_given_clips_images(teacher, encoder_folder):
+    recipe = demo(f"teacher={teacher.replace('FOLDER', str(encoder_folder))}", "objective.teacher_norm=clip")
+    for opened in (lambda: open_teacher(recipe), lambda: require_teacher("vit_ti_dtm_demo", recipe, download=True)):
+        with pytest.raises(ValueError, match="objective.teacher_norm=clip: teacher=.* is not CLIP"):
+            opened()
+
+
+# --- what is said ---------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_teacher_is_explained_on_one_screen(tmp_path):
@@ -174,9 +243,11 @@ def test_a_missing_teacher_is_explained_on_one_screen(tmp_path):
         with pytest.raises(MissingTeacher, match=reason) as told:
             require_teacher("vit_b_dtm", recipe, download=True)
         assert len(str(told.value).splitlines()) < 24
-        for fragment in ("teacher=FILE", "teacher=FOLDER", "--download teacher=timm:vit_base_patch16_clip_quick"):
+        for fragment in ("=FILE", "=FOLDER", "--download teacher=timm:vit_base_patch16_clip_quick", "=pixels"):
             assert fragment in str(told.value)
     require_teacher("vit_b_mae", registry.load("vit_b_mae"), download=False)
+    with pytest.raises(MissingTeacher, match="vit_b_mae_dtm learns from the patch features of a frozen teacher"):
+        require_teacher("vit_b_mae_dtm", registry.load("vit_b_mae_dtm"), download=False)
 
 
 def test_downloads_need_permission():

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from engine.objectives.dtm import DynamicTokenMorphing
+from engine.objectives.mae_dtm import MorphedAutoencoder
 from engine.teachers import Teacher
-from recipes.methods import Dtm
+from recipes.methods import Dtm, MaeDtm
 from recipes.schema import Model
 
 # isort: split
 from timm.layers import PatchEmbed
 
 TINY = Model(architecture="beit", embed_dim=32, depth=2, num_heads=4, patch_size=8, init_values=0.1)
+TINY_VIT = Model(embed_dim=32, depth=2, num_heads=4, patch_size=8)
+TINY_DECODER = dict(decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
 
 
 class Widen(nn.Module):
@@ -39,12 +42,20 @@ def tiny(settings: Dtm | None = None, seed: int = 0, model: Model = TINY) -> Dyn
     return DynamicTokenMorphing(settings or Dtm(num_masked=6), model, 32, teacher=teacher, seed=seed)
 
 
+def tiny_mae(settings: MaeDtm | None = None, seed: int = 0) -> MorphedAutoencoder:
+    torch.manual_seed(seed)
+    teacher = Teacher(Widen(), torch.float32)
+    return MorphedAutoencoder(settings or MaeDtm(**TINY_DECODER), TINY_VIT, 32, teacher=teacher, seed=seed)
+
+
 def batch_of(num_images: int, first: int = 0) -> SimpleNamespace:
     generator = torch.Generator().manual_seed(7)
     images = torch.randn(num_images, 3, 32, 32, generator=generator)
-    mask = torch.rand(num_images, 16, generator=generator).argsort(1) < 6
-    return SimpleNamespace(views=(images,), mask=mask, positions=torch.arange(first, first + num_images))
+    noise = torch.rand(num_images, 16, generator=generator)
+    positions = torch.arange(first, first + num_images)
+    return SimpleNamespace(views=(images,), mask=noise.argsort(1) < 6, noise=noise, positions=positions)
 
 
 def part_of(batch: SimpleNamespace, rows: slice) -> SimpleNamespace:
-    return SimpleNamespace(views=(batch.views[0][rows],), mask=batch.mask[rows], positions=batch.positions[rows])
+    parts = {name: getattr(batch, name)[rows] for name in ("mask", "noise", "positions")}
+    return SimpleNamespace(views=(batch.views[0][rows],), **parts)

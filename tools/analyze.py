@@ -64,7 +64,8 @@ def draw_views(objective, recipe, dataset, num_images: int):
         if batch.mask.shape[1]:
             masks = [batch.mask.clone()]
         else:
-            masks = [mask.mask for mask in disjoint_masks(batch.noise, recipe.objective.mask_ratio)]
+            noise = batch.noise[:, : recipe.num_patches]  # with target masking, the teacher's follows
+            masks = [mask.mask for mask in disjoint_masks(noise, recipe.objective.mask_ratio)]
         mean, std = moments(recipe)
         rows = []
         for view, mask in zip(batch.views, masks, strict=False):
@@ -88,20 +89,29 @@ def draw_reconstructions(objective, recipe, dataset, num_images: int):
 
 def draw_morphs(objective, recipe, dataset, num_images: int):
     """DTM's groups of the teacher's tokens, from many groups to few."""
+    import torch
+
     from engine.analyses.morphs import morph_map
     from engine.analyses.pictures import to_pixels
+    from engine.objectives.comparison import Draw
 
     images, _ = evaluation_images(recipe, dataset, num_images)
     pixels, patches = to_pixels(images, *moments(recipe)), recipe.num_patches
     settings = [(patches // 4, 1), (patches // 2, 2), (3 * patches // 4, 7)]
-    targets = objective.teacher(images)
-    maps = [morph_map(targets, pixels, recipe.model.patch_size, removed=m, num_steps=k) for m, k in settings]
+    targets, places = objective.teacher(images), torch.arange(len(images))
+    groups = [objective.group(targets, Draw(m, k), places, step=0, schedule=0) for m, k in settings]
+    maps = [morph_map(group, pixels, recipe.model.patch_size) for group in groups]
     names = ", ".join(f"{m} in {k}" for m, k in settings)
     return [pixels, *maps], f"the image, and its patches in the colours of their groups (removed in steps: {names})"
 
 
 ANALYSES = {"views": draw_views, "reconstructions": draw_reconstructions, "morphs": draw_morphs}
-FITTING = {"Mae": ("views", "reconstructions"), "Lut": ("views", "reconstructions"), "Dtm": ("views", "morphs")}
+FITTING = {
+    "Mae": ("views", "reconstructions"),
+    "Lut": ("views", "reconstructions"),
+    "Dtm": ("views", "morphs"),
+    "MaeDtm": ("views", "morphs"),
+}
 
 
 def require_fitting(analysis: str, checkpoint: Path, recipe) -> None:

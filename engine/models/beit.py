@@ -1,7 +1,7 @@
 """timm's BEiT, able to see some of its patches through a mask token only. State-dict keys are timm's.
 
-The student of DTM (docs/methods.md): no absolute positions; attention is biased by relative position, by a table per
-block and by one that all blocks share, added up.
+The student of DTM (docs/methods.md). Its positions are chosen by the recipe: attention biased by relative position, by
+a table per block, by one that all blocks share, or by both, added up; and learned absolute ones.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class MaskedBeit(Beit):
             block.attn.qkv_bias_separate = True
         self.apply(initialize_beit)
         truncated_normal(self.cls_token)
+        if self.pos_embed is not None:
+            truncated_normal(self.pos_embed)
         self.fix_init_weight()  # the last matrix of both branches of block l by 1 / sqrt(2 l)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
@@ -45,7 +47,9 @@ class MaskedBeit(Beit):
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype), x)
         x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
-        shared_bias = self.rel_pos_bias()
+        if self.pos_embed is not None:
+            x = x + self.pos_embed  # after the mask token: a hidden patch still says where it is
+        shared_bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
         for block in self.blocks:
             x = block(x, shared_rel_pos_bias=shared_bias)
         return self.norm(x)
@@ -69,5 +73,10 @@ def truncated_normal(weight: Tensor) -> None:
 
 def beit_arguments(model: Model, image_size: int) -> dict:
     """Arguments with which `timm.create_model` builds the same encoder without a head."""
-    positions = dict(use_abs_pos_emb=False, use_rel_pos_bias=True, use_shared_rel_pos_bias=True)
-    return timm_arguments(model, image_size) | positions | dict(init_values=model.init_values)
+    positions = dict(
+        use_abs_pos_emb=model.abs_pos_emb,
+        use_rel_pos_bias=model.rel_pos_bias,
+        use_shared_rel_pos_bias=model.shared_rel_pos_bias,
+    )
+    scale = model.init_values or 0.0  # timm puts the entry point's 0.1 in the place of None; 0 means no scale there
+    return timm_arguments(model, image_size) | positions | dict(init_values=scale)

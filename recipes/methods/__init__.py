@@ -3,7 +3,8 @@
 from recipes.methods.dtm import Dtm
 from recipes.methods.lut import Lut
 from recipes.methods.mae import Mae
+from recipes.methods.mae_dtm import MaeDtm
 
-Objective = Mae | Lut | Dtm
+Objective = Mae | Lut | Dtm | MaeDtm
 
-__all__ = ["Dtm", "Lut", "Mae", "Objective"]
+__all__ = ["Dtm", "Lut", "Mae", "MaeDtm", "Objective"]
