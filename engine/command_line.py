@@ -110,10 +110,12 @@ def answer(lines: list[str]) -> NoReturn:
 
 
 def list_lines() -> list[str]:
-    """Every recipe's name and the first line of its documentation."""
-    names = registry.recipes()
-    width = max(map(len, names))
-    return [f"{name:{width}}  {registry.summary(name)}" for name in names]
+    """Every recipe's name and the first line of its documentation, by module."""
+    width = max(map(len, registry.recipes()))
+    lines = []
+    for title, names in registry.by_module().items():
+        lines += ["", title, *(f"  {name:{width}}  {registry.summary(name)}" for name in names)]
+    return lines[1:]
 
 
 def recipe_lines(name: str, recipe: Recipe) -> list[str]:

@@ -54,6 +54,15 @@ def documentation(name: str) -> str:
     return inspect.getdoc(recipes()[name]) or ""
 
 
+def by_module() -> dict[str, list[str]]:
+    """Names of all recipes by the first line of their module's docstring, in order."""
+    groups: dict[str, list[str]] = {}
+    for name, function in recipes().items():
+        title = (inspect.getdoc(inspect.getmodule(function)) or "").partition("\n")[0]
+        groups.setdefault(title, []).append(name)
+    return groups
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the closest of the known words, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
