@@ -117,7 +117,8 @@ def test_contradictions_are_refused_in_one_line(changes: list[str], fragments: l
     assert all(fragment in str(error.value) for fragment in fragments) and "\n" not in str(error.value), error.value
 
 
-def test_a_shared_crop_needs_two_images() -> None:
+@pytest.mark.parametrize("name", ["vit_b_mae", "vit_b_dtm", "vit_b_mae_dtm"])
+def test_a_shared_crop_needs_two_images(name) -> None:
     with pytest.raises(ValueError, match=r"data.shared_crop=true: this objective has 1 view"):
-        apply_overrides(registry.load("vit_b_mae"), ["data.shared_crop=true"])
+        apply_overrides(registry.load(name), ["data.shared_crop=true"])
     apply_overrides(registry.load("vit_b_lut"), ["data.shared_crop=true"])

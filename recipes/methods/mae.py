@@ -16,7 +16,6 @@ class Mae(Method):
     """Masked autoencoder (He et al., 2021, arXiv 2111.06377): predict the pixels of the masked patches."""
 
     architecture: ClassVar[str] = "vit"
-    num_views: ClassVar[int] = 1  # images that it makes of one sample
 
     mask_ratio: float = 0.75  # share of patches hidden from the encoder (section 4.1)
     norm_pix_loss: bool = True  # targets normalised per patch (Table 1d)
@@ -39,6 +38,7 @@ class Mae(Method):
         )
 
     def check(self, model: Model, data: Data, precision: str) -> None:
+        super().check(model, data, precision)
         num_patches = model.num_patches(data.image_size)
         kept = num_kept(num_patches, self.mask_ratio)
         require(
@@ -49,11 +49,6 @@ class Mae(Method):
             kept < num_patches,
             f"objective.mask_ratio={self.mask_ratio}: hides none of {num_patches} patches, so there is nothing to "
             "predict; choose a larger share",
-        )
-        require(
-            self.num_views == 2 or not data.shared_crop,
-            f"data.shared_crop=true: this objective has {self.num_views} view, not 2; set it to false or choose a lut "
-            "recipe",
         )
 
 

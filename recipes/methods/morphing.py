@@ -76,6 +76,7 @@ class Morphing(Method):
         raise NotImplementedError
 
     def check(self, model: Model, data: Data, precision: str) -> None:
+        super().check(model, data, precision)
         num_patches = model.num_patches(data.image_size)
         most = {"min_removed": self.min_removed, "max_removed": self.max_removed or 0}
         if self.morphing == "bipartite":
