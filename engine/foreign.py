@@ -145,18 +145,3 @@ def clip_key(key: str) -> str:
     for theirs, ours in CLIP_BLOCK_KEYS.items():
         key = key.replace(theirs, ours)
     return key
-
-
-def load_mae(objective, state):  # TEMPORARY: until the goldens go through initial_weights.place
-    objective.load_state_dict(from_mae(state), strict=True)
-
-
-def load_lut(objective, student, teacher):
-    objective.load_state_dict(from_lut(student), strict=True)
-    average = {f"average.{key}": value for key, value in from_lut(teacher).items()}
-    wanted = objective.outside_state().keys()
-    objective.load_outside_state({key: value for key, value in average.items() if key in wanted})
-
-
-def load_dtm(objective, state):
-    objective.load_state_dict(from_dtm(state), strict=True)

@@ -32,7 +32,7 @@ from engine.evaluation.features import extract, mean_token
 from engine.evaluation.neighbours import knn_accuracy
 from engine.initial_weights import begin_from
 from engine.objectives.build import build_objective
-from engine.params import parameter_groups
+from engine.params import parameter_groups, set_learning_rate
 from engine.plan import make_plan
 from engine.resuming import resume
 from engine.run_folder import claim, release
@@ -135,9 +135,7 @@ class Trainer:
 
     def optimizer_step(self, step: int, *, measure: bool) -> dict[str, torch.Tensor]:
         """One update from one global batch; its metrics over all ranks where they are measured (else nothing)."""
-        lr = self.plan.lr(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer.param_groups, self.plan.lr(step))
         sums: dict[str, torch.Tensor] = {}
         for micro_step in range(self.plan.accumulation):
             seed_step(self.recipe.run.seed, step, micro_step, self.runtime.rank)

@@ -1,4 +1,4 @@
-"""DTM against the numbers of the released program; its draws, its learning rates and its recipes."""
+"""DTM's student, its draws and its recipes. Its numbers: test_golden.py."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 import torch
 from golden_files import read, state
+from golden_weights import place_whole
 from tiny_dtm import TINY, TINY_DECODER, batch_of, part_of, tiny, tiny_mae
 from torch import nn
 
-from engine.foreign import load_dtm
 from engine.models.beit import MaskedBeit, beit_arguments
 from engine.morphing import group_tokens
 from engine.objectives.comparison import Draw
 from engine.objectives.dtm import DynamicTokenMorphing
 from engine.params import parameter_groups
-from engine.plan import make_plan
-from engine.schedules import warmup_cosine
 from recipes import registry, sizes
 from recipes.methods import Dtm, MaeDtm
 from recipes.overrides import apply_overrides, leaves
@@ -30,40 +28,11 @@ import timm
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, np.ndarray]:
-    return read("dtm_student_both_rpb.npz")
-
-
-@pytest.fixture(scope="module")
-def released(golden) -> DynamicTokenMorphing:
-    """Our module with the released program's weights, in float64, drawing what the golden drew."""
+def released() -> DynamicTokenMorphing:
+    """Our module with the released program's weights, in float64."""
     objective = tiny().double()
-    load_dtm(objective, state(golden, "w."))
-    drawn = [Draw(int(m), int(k)) for m, k in zip(golden["m"], golden["k"], strict=True)]
-    objective.draws = lambda block, step, num_tokens: drawn
+    place_whole(objective, state(read("dtm_student_both_rpb.npz"), "w."))
     return objective
-
-
-def test_student_and_loss_are_the_released_ones(golden, released):
-    images, mask = torch.from_numpy(golden["x"]), torch.from_numpy(golden["mask"]).flatten(1)
-    tokens = released.encoder(images, mask, released.mask_token)
-    torch.testing.assert_close(tokens, torch.from_numpy(golden["features_with_cls"]), rtol=0, atol=1e-12)
-    torch.testing.assert_close(tokens[:, 1:], torch.from_numpy(golden["patch_features"]), rtol=0, atol=1e-12)
-    predictions = released.predict(images, mask)
-    torch.testing.assert_close(predictions, torch.from_numpy(golden["head_out"]), rtol=0, atol=1e-12)
-    unmasked = released.predict(images, None)
-    torch.testing.assert_close(unmasked, torch.from_numpy(golden["head_out_nomask"]), rtol=0, atol=1e-12)
-    targets, blocks = torch.from_numpy(golden["v"]), torch.zeros(2, dtype=torch.int64)
-    loss = released.compare(predictions, targets, blocks, 0)["loss"]
-    assert loss.item() == pytest.approx(float(golden["loss"]), abs=1e-12)
-    loss.backward()
-    theirs = tiny().double()
-    load_dtm(theirs, state(golden, "w.") | state(golden, "g."))  # the importer's names serve for gradients too
-    expected, compared = dict(theirs.named_parameters()), 0
-    for name, parameter in released.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name].data, rtol=1e-6, atol=1e-9, msg=name)
-        compared += 1
-    assert compared == len(state(golden, "g."))
 
 
 def test_student_without_mask_is_timms(released):
@@ -121,19 +90,6 @@ def test_number_of_parameters():
     encoder = MaskedBeit(registry.load("vit_s_dtm").model, 224)
     head_and_mask_token = 384 * 512 + 512 + 384
     assert sum(p.numel() for p in encoder.parameters()) + head_and_mask_token == 21_849_224
-
-
-def test_weight_decay_is_the_released_one(golden):
-    """Which parameters decay, by the released program's own list (it has a position table that our model has not)."""
-    released = read("dtm_optim.npz")
-    decay = dict(zip(released["pretrain_names"].tolist(), released["pretrain_wd"].tolist(), strict=True))
-    decay.pop("pos_embed")
-    objective = tiny()
-    groups = parameter_groups(objective, 0.05, objective.no_decay)
-    ours = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
-    named = {name.removeprefix("encoder.").replace("head.", "lm_head."): p for name, p in objective.named_parameters()}
-    assert {name: ours[id(parameter)] for name, parameter in named.items()} == decay
-    assert "pos_embed" in objective.no_decay
 
 
 # --- groupings ------------------------------------------------------------------------------------------------------
@@ -326,21 +282,6 @@ def test_recipes_have_the_papers_numbers(name, scale):
 
 def test_the_papers_learning_rate_is_a_recipe():
     assert registry.load("vit_b_dtm_paper_lr").optim.peak_lr == 1.5e-4
-
-
-def test_learning_rates_are_the_released_ones():
-    """Five epochs of seven steps, with and without warm-up, after the released program's own table."""
-    golden = read("dtm_optim.npz")
-    for warmup, peak, minimum in ((2, 1.5e-3 * 0.5**0.5, 1e-5), (0, 5e-4, 1e-6)):
-        shape = dict(peak=peak, minimum=minimum, warmup=7 * warmup, total=35, peak_within=True)
-        ours = [warmup_cosine(step, **shape) for step in range(35)]
-        np.testing.assert_allclose(ours, golden[f"lr_e5_n7_w{warmup}"], rtol=1e-12)
-
-
-def test_plan_of_a_recipe_has_the_released_schedule():
-    recipe = apply_overrides(registry.load("vit_b_dtm"), ["run.epochs=5", "optim.warmup_epochs=2"])
-    plan = make_plan(recipe, 7 * 1024, 1)
-    np.testing.assert_allclose([plan.lr(step) for step in range(35)], read("dtm_optim.npz")["lr_e5_n7_w2"], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""MAE against the numbers of the released program, and the properties that a mask must have."""
+"""MAE: the properties of its mask, its loss and its initial weights. Its numbers: test_golden.py."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 from golden_files import read, state
+from golden_weights import place_whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.foreign import load_mae
 from engine.masks import random_mask
-from engine.models.patches import patchify, unpatchify
+from engine.models.patches import patchify
 from engine.models.positions import sincos_positions
 from engine.objectives.mae import MaskedAutoencoder
-from engine.schedules import warmup_cosine
 from recipes.methods import Mae
 from recipes.schema import Data, Model
 
@@ -34,61 +33,12 @@ def core():
 def released(core) -> MaskedAutoencoder:
     """Our module with the released program's weights, in float64."""
     objective = MaskedAutoencoder(TINY_MAE, TINY, 32).double()
-    load_mae(objective, state(core, "s/"))
+    place_whole(objective, state(core, "s/"))
     return objective
 
 
 def tensor(array) -> torch.Tensor:
     return torch.from_numpy(np.asarray(array)).double()
-
-
-def test_mask_is_the_released_one(core):
-    mask = random_mask(tensor(core["noise"]), float(core["mask_ratio"]))
-    assert (mask.ids_restore.numpy() == core["ids_restore"]).all()
-    assert (mask.mask.numpy() == core["mask"].astype(bool)).all()
-    assert (mask.ids_keep.numpy() == core["ids_shuffle"][:, :4]).all()
-
-
-def test_forward_and_gradients_are_the_released_ones(core, released):
-    images, noise = tensor(core["imgs"]), tensor(core["noise"])
-    latent = released.encoder(images, random_mask(noise, 0.75).ids_keep)
-    torch.testing.assert_close(latent, tensor(core["latent"]), rtol=0, atol=1e-10)
-    pred, _ = released.reconstruct(images, noise)
-    torch.testing.assert_close(pred, tensor(core["pred"]), rtol=0, atol=1e-10)
-    loss = released(SimpleNamespace(views=(images,), noise=noise), 0)["loss"]
-    assert abs(loss.item() - float(core["mae_loss"])) < 1e-12
-    loss.backward()
-    theirs = MaskedAutoencoder(TINY_MAE, TINY, 32).double()
-    gradients = state(core, "g/")
-    load_mae(theirs, state(core, "s/") | gradients)  # the importer's names serve for gradients too
-    expected = dict(theirs.named_parameters())
-    compared = 0
-    for name, parameter in released.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, expected[name].data, rtol=1e-6, atol=1e-9, msg=name)
-            compared += 1
-    assert compared == len(gradients)
-
-
-def test_patches_are_the_released_ones(core):
-    images = tensor(core["imgs"])
-    assert (patchify(images, 8).numpy() == core["patchified"]).all()
-    assert (unpatchify(patchify(images, 8), 8) == images).all()
-    assert (unpatchify(tensor(core["pred"]), 8).numpy() == core["unpatchified_pred"]).all()
-
-
-def test_positions_are_the_released_ones():
-    misc = read("mae_misc.npz")
-    np.testing.assert_allclose(sincos_positions(32, 4)[0], misc["sincos_32_4"], atol=1e-7)
-    for width in (384, 512, 768, 1024):
-        rows = sincos_positions(width, 14)[0][misc["sincos_rows"]]
-        np.testing.assert_allclose(rows, misc[f"sincos_{width}_14_rows"], atol=1e-7)
-
-
-def test_learning_rates_are_the_released_ones():
-    for peak, minimum, warmup, total, epoch, expected, _ in read("mae_misc.npz")["lr_rows"]:
-        value = warmup_cosine(epoch, peak=peak, minimum=minimum, warmup=warmup, total=total)
-        assert value == pytest.approx(expected, rel=1e-6, abs=1e-16)
 
 
 def test_encoder_with_all_patches_is_the_plain_transformer(released, core):

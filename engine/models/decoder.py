@@ -25,7 +25,15 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, width: int, *, embed_dim: int, depth: int, num_heads: int, num_patches: int, num_values: int
+        self,
+        width: int,
+        *,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        num_patches: int,
+        num_values: int,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(width, embed_dim)
@@ -33,8 +41,8 @@ class Decoder(nn.Module):
         positions = sincos_positions(embed_dim, round(num_patches**0.5))
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         norm = partial(nn.LayerNorm, eps=NORM_EPS)
-        blocks = [Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
-        self.blocks = nn.Sequential(*blocks)
+        block = partial(Block, embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm)
+        self.blocks = nn.Sequential(*(block() for _ in range(depth)))
         self.norm = norm(embed_dim)
         self.pred = nn.Linear(embed_dim, num_values)
         self.apply(initialize)

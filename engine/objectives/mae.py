@@ -35,6 +35,7 @@ class MaskedAutoencoder(Objective):
             embed_dim=settings.decoder_embed_dim,
             depth=settings.decoder_depth,
             num_heads=settings.decoder_num_heads,
+            mlp_ratio=model.mlp_ratio,
             num_patches=self.num_patches,
             num_values=3 * model.patch_size**2,
         )

@@ -30,6 +30,7 @@ class MorphedAutoencoder(MorphedComparison):
             embed_dim=settings.decoder_embed_dim,
             depth=settings.decoder_depth,
             num_heads=settings.decoder_num_heads,
+            mlp_ratio=model.mlp_ratio,
             num_patches=num_patches,
             num_values=teacher.width,
         )
