@@ -11,6 +11,8 @@ from rank_worker import __file__ as RANK_WORKER
 from runs import TIMEOUT, TINY, environment, launch, read_lines
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.long  # every method has a shorter run of the same kind in `make test`
+
 COMMON = (
     "--recipe", "vit_ti_lut_demo", *TINY, "objective.head_hidden=32", "objective.norm_batch=8", "run.steps=4",
     "precision=fp32", "evaluation.batch=8", "zero.param_persistence_threshold=0",

@@ -11,6 +11,8 @@ from runs import BIN, ROOT, TIMEOUT, Finished, environment, launch
 
 from engine.export import read_objective
 
+pytestmark = pytest.mark.long  # every method has a shorter run of the same kind in `make test`
+
 SETTINGS = (
     "--recipe", "vit_b_mae_dtm", "teacher=pixels", "precision=fp32", "model.embed_dim=32", "model.depth=2",
     "model.num_heads=2", "model.patch_size=8", "data.image_size=32", "objective.decoder_embed_dim=16",
