@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine.checkpoints import MANIFEST, complete_checkpoints
+from engine.checkpoints import MANIFEST, complete_checkpoints, hash_file
 from engine.models.build import build_encoder, timm_model
 from engine.objectives.build import build_objective
 from engine.objectives.contract import AVERAGE, Objective
@@ -59,8 +59,10 @@ def plain_encoder(recipe: Recipe, state: dict[str, Tensor], device: torch.device
 def write_weights(folder: Path, recipe: Recipe, state: dict[str, Tensor], outside: dict[str, Tensor]) -> None:
     """Write into a checkpoint: `encoder/`, as timm wants it, the rest of an objective's state, and its averages."""
     write_encoder(folder / "encoder", recipe, encoder_part(state))
-    write_tensors(folder / REST, {name: value for name, value in state.items() if not name.startswith(ENCODER)})
-    write_tensors(folder / OUTSIDE, outside)
+    rest = {name: value for name, value in state.items() if not name.startswith(ENCODER)}
+    for name, tensors in ((REST, rest), (OUTSIDE, outside)):
+        if tensors:
+            write_tensors(folder / name, tensors)
 
 
 def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
@@ -69,7 +71,7 @@ def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
 
 def read_outside(folder: Path, objective: Objective) -> None:
     """Give an objective the moving averages that a checkpoint holds."""
-    objective.load_outside_state(load_file(folder / OUTSIDE))
+    objective.load_outside_state(read_tensors(folder, OUTSIDE))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -84,18 +86,15 @@ def find_checkpoint(path: Path) -> Path:
 
 def read_manifest(checkpoint: Path) -> tuple[dict, Recipe]:
     """A checkpoint's manifest and the recipe that it was trained by; ValueError where the folder is no checkpoint."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        overrides = [f"{path}={value}" for path, value in manifest["recipe"].items()]
-        return manifest, apply_overrides(registry.load(manifest["name"]), overrides)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{checkpoint}: no complete checkpoint (RUN/checkpoints/step_*): {error}") from error
+    manifest = read_manifest_file(checkpoint)
+    overrides = [f"{path}={value}" for path, value in manifest["recipe"].items()]
+    return manifest, apply_overrides(registry.load(manifest["name"]), overrides)
 
 
 def read_encoder(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Recipe]:
     """The encoder of a checkpoint folder, in evaluation mode, with the recipe it was trained by."""
     _, recipe = read_manifest(checkpoint)
-    return plain_encoder(recipe, load_file(checkpoint / "encoder" / WEIGHTS), device), recipe
+    return plain_encoder(recipe, read_tensors(checkpoint, f"encoder/{WEIGHTS}"), device), recipe
 
 
 def read_objective(checkpoint: Path, teacher: str | None = None, download: bool = False) -> tuple[Objective, Recipe]:
@@ -109,8 +108,9 @@ def read_objective(checkpoint: Path, teacher: str | None = None, download: bool 
     objective = build_objective(require_teacher(manifest["name"], recipe, download=download))
     if objective.facts() != manifest.get("objective", {}):
         raise ValueError(f"teacher={recipe.teacher}: has other weights than the teacher of {checkpoint}; name that one")
-    if not (checkpoint / REST).exists():
-        raise ValueError(f"{checkpoint}: holds an imported encoder alone; only its features can be used")
+    if manifest.get("absent"):
+        absent = ", ".join(manifest["absent"])
+        raise ValueError(f"{checkpoint}: was imported without {absent}; only its encoder's features can be used")
     objective.load_state_dict(read_parts(checkpoint)[0], strict=True)
     read_outside(checkpoint, objective)
     return objective.eval().requires_grad_(False), recipe
@@ -119,17 +119,41 @@ def read_objective(checkpoint: Path, teacher: str | None = None, download: bool 
 def read_parts(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
     """An objective's weights from a checkpoint folder, and those of its moving average, by the same names.
 
-    A folder that was imported from an encoder alone has no more than that.
+    A folder that was imported from a part of a checkpoint has no more than that part.
     """
-    encoder = load_file(checkpoint / "encoder" / WEIGHTS)
-    weights = {ENCODER + name: value for name, value in encoder.items()}
-    if (checkpoint / REST).exists():
-        weights |= load_file(checkpoint / REST)
-    outside = load_file(checkpoint / OUTSIDE) if (checkpoint / OUTSIDE).exists() else {}
+    weights = {ENCODER + name: value for name, value in read_tensors(checkpoint, f"encoder/{WEIGHTS}").items()}
+    weights |= read_tensors(checkpoint, REST)
     average = {
-        name.removeprefix(f"{AVERAGE}."): value for name, value in outside.items() if name.startswith(f"{AVERAGE}.")
+        name.removeprefix(f"{AVERAGE}."): value
+        for name, value in read_tensors(checkpoint, OUTSIDE).items()
+        if name.startswith(f"{AVERAGE}.")
     }
     return weights, average or None
+
+
+def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint, nothing where its manifest promises no such file.
+
+    ValueError where the file is missing or is not the one that was written.
+    """
+    promised = read_manifest_file(checkpoint)["files"].get(name)
+    if promised is None:
+        return {}
+    path = checkpoint / name
+    if not path.is_file() or hash_file(path) != promised:
+        state = "is missing" if not path.is_file() else "has not the size or hash of the manifest"
+        raise ValueError(f"{path}: {state}; take another checkpoint, or import it again")
+    return load_file(path)
+
+
+def read_manifest_file(checkpoint: Path) -> dict:
+    """A checkpoint's manifest; ValueError where the folder is no checkpoint."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest["name"], manifest["recipe"], manifest["files"]  # noqa: B018  asked for, to be there
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint}: no complete checkpoint (RUN/checkpoints/step_*): {error}") from error
+    return manifest
 
 
 def write_encoder(folder: Path, recipe: Recipe, state: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import checkpoints
-from engine.export import REST, encoder_part, write_encoder, write_weights
+from engine.export import write_encoder, write_weights
 from engine.initial_weights import Placement, Source, open_source, place, place_encoder
 from engine.objectives.build import build_objective
 from engine.runtime import Runtime
@@ -41,7 +41,7 @@ def import_weights(file: str, folder: Path, name: str, recipe: Recipe, runtime: 
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        placement, facts = write_parts(temporary, source, recipe)
+        placement, facts, absent = write_parts(temporary, source, recipe)
         manifest = {
             "format": checkpoints.FORMAT,
             "step": 0,
@@ -49,25 +49,27 @@ def import_weights(file: str, folder: Path, name: str, recipe: Recipe, runtime: 
             "recipe": {path: show(value) for path, value in leaves(recipe).items()},
             "objective": facts,
             "source": source.origin,
+            "absent": absent,
             "files": checkpoints.hash_files(temporary, runtime),
         }
         checkpoints.publish(temporary, folder, manifest)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Imported(source, placement, (folder / REST).exists())
+    return Imported(source, placement, not absent)
 
 
-def write_parts(folder: Path, source: Source, recipe: Recipe) -> tuple[Placement, dict[str, str]]:
-    """Write the tensors; what was taken, and the objective's facts where it is whole."""
+def write_parts(folder: Path, source: Source, recipe: Recipe) -> tuple[Placement, dict[str, str], list[str]]:
+    """Write the tensors; what was taken, the objective's facts, and which of its parts the source did not have."""
     if recipe.objective.has_teacher and not recipe.teacher:
         encoder, placement = place_encoder(recipe, source)
         write_encoder(folder / "encoder", recipe, encoder)
-        return placement, {}
+        return placement, {}, ["all but the encoder (no teacher is named)"]
     objective = build_objective(recipe)
     placement = place(objective, source, "FILE")
-    state = objective.state_dict()
-    if placement.fresh:
-        write_encoder(folder / "encoder", recipe, encoder_part(state))
-        return placement, {}
-    write_weights(folder, recipe, state, objective.outside_state())
-    return placement, objective.facts()
+    state = {
+        name: value for name, value in objective.state_dict().items() if name.partition(".")[0] in placement.loaded
+    }
+    # Of a moving average that the source has not, only a whole objective gets the copy that training would begin with.
+    outside = objective.outside_state() if placement.averaged or not placement.fresh else {}
+    write_weights(folder, recipe, state, outside)
+    return placement, objective.facts(), list(placement.fresh)

@@ -11,11 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from engine.checkpoints import MANIFEST
 from engine.export import ENCODER, encoder_part, find_checkpoint, read_parts
 from engine.foreign import is_clip, recognise
 from engine.models.build import build_encoder
-from engine.objectives.contract import Objective
+from engine.models.positions import sincos_positions
+from engine.objectives.contract import AVERAGE, Objective
 from engine.weight_files import State, read_weight_file
 from recipes.schema import Recipe
 
@@ -38,14 +41,15 @@ class Placement:
     loaded: dict[str, int]
     fresh: tuple[str, ...]  # only in the objective: still random
     unused: tuple[str, ...]  # only in the source
-    averaged: bool  # whether the moving average has weights of its own, not the encoder's
+    averaged: tuple[str, ...]  # parts of the moving average with weights of their own; else it copies the student
 
     def __str__(self) -> str:
         loaded = ", ".join(f"{part} ({count} tensors)" for part, count in self.loaded.items())
         notes = [f"loaded {loaded}"]
         notes += [f"not in it: {', '.join(self.fresh)}"] if self.fresh else []
         notes += [f"left aside {', '.join(self.unused)}"] if self.unused else []
-        return "; ".join([*notes, "moving average included"] if self.averaged else notes)
+        notes += [f"moving average of {', '.join(self.averaged)}"] if self.averaged else []
+        return "; ".join(notes)
 
 
 def open_source(place: str, setting: str = "init") -> Source:
@@ -65,8 +69,19 @@ def open_source(place: str, setting: str = "init") -> Source:
     if layout is None:
         raise ValueError(f"{setting}={place}: {unknown_reason(file.weights)}")
     average = None if file.average is None else layout.translate(file.average)
-    origin = f"{place} ({layout.title} layout, sha256 {file.sha256[:16]})"
+    remark = ", positions that are not sine-cosine and stay fixed" if has_other_positions(file.weights) else ""
+    origin = f"{place} ({layout.title} layout, sha256 {file.sha256}{remark})"
     return Source(origin, layout.translate(file.weights), average)
+
+
+def has_other_positions(state: State) -> bool:
+    """Whether a ViT's position table is another than MAE's and LUT's fixed one, as of supervised ViTs or DINO."""
+    table = state.get("pos_embed")
+    if table is None or table.ndim != 3 or "blocks.0.attn.q_bias" in state or table.shape[2] % 4:
+        return False
+    grid_size = round((table.shape[1] - 1) ** 0.5)
+    expected = sincos_positions(table.shape[2], grid_size)
+    return expected.shape == table.shape and not torch.allclose(table.float(), expected, atol=1e-3)
 
 
 def unknown_reason(state: State) -> str:
@@ -83,22 +98,41 @@ def place(objective: Objective, source: Source, setting: str = "init") -> Placem
 
     The moving average, where the objective has one, gets its own weights if the source has them, else the encoder's.
     """
+    what = f"{setting}={source.origin}"
     wanted, given = by_part(objective.state_dict()), by_part(source.weights)
-    shared = [part for part in wanted if part in given]
-    if "encoder" not in shared:
-        raise ValueError(f"{setting}={source.origin}: has no encoder, only {listing(given)}")
-    require_fit({k: wanted[k] for k in shared}, {k: given[k] for k in shared}, f"{setting}={source.origin}")
+    shared = fitting_parts(wanted, given, what)
+    average = objective.outside[AVERAGE] if AVERAGE in objective.moving else None
+    averaged = None if average is None or source.average is None else by_part(source.average)
+    if averaged is not None:  # known to fit before anything is changed
+        averaged_parts = fitting_parts(by_part(average.state_dict()), averaged, f"{what}: its moving average")
     state = objective.state_dict()
     for part in shared:
         state |= given[part]
     objective.load_state_dict(state, strict=True)
-    averaged = objective.load_average(source.average or {})
+    if average is not None:
+        begun = (
+            objective.state_dict() if averaged is None else objective.state_dict() | merged(averaged, averaged_parts)
+        )
+        average.load_state_dict({name: begun[name] for name in average.state_dict()}, strict=True)
     return Placement(
         loaded={part: len(given[part]) for part in shared},
         fresh=tuple(part for part in wanted if part not in given),
         unused=tuple(part for part in given if part not in wanted),
-        averaged=averaged,
+        averaged=() if averaged is None else tuple(averaged_parts),
     )
+
+
+def fitting_parts(wanted: dict[str, State], given: dict[str, State], what: str) -> list[str]:
+    """The parts that both have; ValueError where their names or shapes differ, or the encoder is not among them."""
+    shared = [part for part in wanted if part in given]
+    if "encoder" not in shared:
+        raise ValueError(f"{what}: has no encoder, only {listing(given)}")
+    require_fit({k: wanted[k] for k in shared}, {k: given[k] for k in shared}, what)
+    return shared
+
+
+def merged(parts: dict[str, State], names: Iterable[str]) -> State:
+    return {name: value for part in names for name, value in parts[part].items()}
 
 
 def place_encoder(recipe: Recipe, source: Source, setting: str = "init") -> tuple[State, Placement]:
@@ -106,13 +140,11 @@ def place_encoder(recipe: Recipe, source: Source, setting: str = "init") -> tupl
     given = by_part(source.weights)
     if "encoder" not in given:
         raise ValueError(f"{setting}={source.origin}: has no encoder, only {listing(given)}")
-    wanted = {
-        ENCODER + name: value
-        for name, value in build_encoder(recipe.model, recipe.data.image_size).state_dict().items()
-    }
+    fresh = build_encoder(recipe.model, recipe.data.image_size).state_dict()
+    wanted = {ENCODER + name: value for name, value in fresh.items()}
     require_fit({"encoder": wanted}, {"encoder": given["encoder"]}, f"{setting}={source.origin}")
     unused = tuple(part for part in given if part != "encoder")
-    return encoder_part(source.weights), Placement({"encoder": len(wanted)}, (), unused, averaged=False)
+    return encoder_part(source.weights), Placement({"encoder": len(wanted)}, (), unused, averaged=())
 
 
 def begin_from(init: str, objective: Objective) -> str:

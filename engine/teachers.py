@@ -130,13 +130,27 @@ def open_network(source: TeacherSource, recipe: Recipe) -> nn.Module:
         return timm.create_model(f"local-dir:{source.place}", pretrained=True, num_classes=0)
     if source.kind == "file":
         return open_clip_file(Path(source.place), recipe)
-    # timm gives its CLIP models the projection as a head; a classifier of ImageNet is no feature. Pooling by the token
-    # keeps the last norm where all tokens pass it: models that average have theirs after the pooling.
-    head = {} if source.is_clip else {"num_classes": 0, "global_pool": "token"}
+    # timm gives its CLIP models the projection as a head; a classifier of ImageNet is no feature. Without pooling the
+    # last norm stays where all tokens pass it: models that average have theirs after the pooling.
+    head = {} if source.is_clip else {"num_classes": 0, "global_pool": ""}
     try:
-        return timm.create_model(source.place, pretrained=True, img_size=image_size, **head)
-    except (RuntimeError, OSError, TypeError) as error:  # an unknown name, no network, or no transformer
-        raise ValueError(f"teacher=timm:{source.place}: timm could not provide it: {error}") from error
+        network = timm.create_model(source.place, pretrained=True, img_size=image_size, **head)
+        require_tokens(network.eval(), image_size)
+    except (RuntimeError, OSError, TypeError, AssertionError, AttributeError) as error:
+        # an unknown name, no network, or no transformer whose tokens are its patches
+        raise ValueError(
+            f"teacher=timm:{source.place}: timm could not provide it as a ViT of {image_size} px: "
+            f"{error or type(error).__name__}; choose another one"
+        ) from error
+    return network
+
+
+@torch.no_grad()
+def require_tokens(network: nn.Module, image_size: int) -> None:
+    """AssertionError or AttributeError unless the network gives one token per patch after its prefix tokens."""
+    tokens = network.forward_features(torch.zeros(1, 3, image_size, image_size))
+    promised = (1, network.num_prefix_tokens + network.patch_embed.num_patches, network.num_features)
+    assert tuple(tokens.shape) == promised, f"features {tuple(tokens.shape)} where {promised} are needed"
 
 
 def open_clip_file(path: Path, recipe: Recipe) -> nn.Module:

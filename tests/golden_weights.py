@@ -23,7 +23,7 @@ def place_whole(objective: Objective, weights: State, average: State | None = No
         torch.save(content, file)
         placement = place(objective, open_source(str(file)))
     assert not placement.fresh and not placement.unused, str(placement)
-    assert placement.averaged == (average is not None)
+    assert bool(placement.averaged) == (average is not None)
 
 
 def own_names(weights: State, others: State) -> State:

@@ -34,7 +34,10 @@ def prefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         ({}, ()),
         ({"width": 192, "depth": 3, "projection": 40}, ()),
         ({"width": 64, "depth": 1, "projection": None}, ()),
-        ({"patch_size": 16, "grid": 2}, ("model.patch_size=16", "objective.max_steps=4", "objective.num_masked=1")),
+        (
+            {"patch_size": 16, "grid": 2},
+            ("model.patch_size=16", "objective.max_steps=4", "objective.num_masked=1", "objective.min_block=1"),
+        ),
         ({"patch_size": 4, "grid": 8}, ("model.patch_size=4",)),
     ],
 )

@@ -237,10 +237,15 @@ def test_the_last_possible_settings_are_accepted():
         ["max_steps=196", "min_steps=196"],
         ["min_removed=196", "max_removed=196"],
         ["num_masked=195", "loss_on=visible"],
-        ["num_masked=1", "loss_on=masked"],
+        ["num_masked=1", "min_block=1", "loss_on=masked"],
         ["num_masked=196"],
         ["morphing=kmeans", "kmeans_iterations=1"],
     ):
         apply_overrides(registry.load("vit_b_dtm"), [f"objective.{change}" for change in changes])
-    few = ["data.image_size=48", "objective.num_masked=3", "objective.morphing=kmeans"]  # 9 tokens, 14 steps of no use
+    few = [
+        "data.image_size=48",
+        "objective.num_masked=3",
+        "objective.min_block=1",
+        "objective.morphing=kmeans",
+    ]  # 9 tokens, 14 steps of no use
     assert apply_overrides(registry.load("vit_b_dtm"), few).num_patches == 9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,87 @@ class Acts:
         return (Path.touch, (self.proof,))
 
 
+class Unpacked(torch.nn.Module):
+    """TorchScript that overwrites a file when torch.jit.load unpacks it."""
+
+    def __init__(self, victim: str) -> None:
+        super().__init__()
+        self.victim = victim
+        self.register_buffer("weight", torch.arange(6.0).view(2, 3))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, Tensor]:
+        return (self.victim, self.weight)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, Tensor]) -> None:
+        self.victim, self.weight = state
+        self.training = False
+        self.weight = torch.from_file(state[0], True, 16, dtype=torch.uint8).fill_(65)
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is old, but so is OpenAI's file
+def test_torchscript_is_read_and_not_run(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(bytes(16))
+    torch.jit.save(torch.jit.script(Unpacked(str(victim))), tmp_path / "acts.pt")
+    victim.write_bytes(bytes(16))
+    with pytest.raises(ValueError, match="acts.pt"):
+        open_source(str(tmp_path / "acts.pt"))
+    assert victim.read_bytes() == bytes(16)
+    torch.jit.load(tmp_path / "acts.pt")
+    assert victim.read_bytes() == b"A" * 16, "the file would have acted"
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ({0: torch.zeros(1)}, "holds no tensors"),
+        ({"model": {3: torch.zeros(1)}}, "holds no tensors"),
+        ({"model": {"module.a": torch.zeros(1), "a": torch.zeros(1)}}, "a is there twice"),
+        ({"model": {"a": torch.tensor([float("nan")])}}, "a holds numbers that are not finite"),
+        ({"model": {"a": torch.zeros(1, dtype=torch.complex64)}}, "a is no plain tensor of real numbers"),
+        ({"model": {"a": torch.eye(2).to_sparse()}}, "a is no plain tensor of real numbers"),
+        ([torch.zeros(1)], "holds a list"),
+    ],
+)
+def test_odd_files_are_refused_in_one_line(tmp_path, content, fragment):
+    with pytest.raises(ValueError, match=fragment) as error:
+        open_source(saved(tmp_path, content))
+    assert "\n" not in str(error.value) and "released.pth" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", b"", b"\x80\x02}q\x00.", "\ufeffé".encode("utf-16")])
+def test_files_that_are_no_weights_are_named(tmp_path, content):
+    (tmp_path / "odd.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="init=.*odd.pth"):
+        open_source(str(tmp_path / "odd.pth"))
+
+
+def test_a_moving_average_that_does_not_fit_changes_nothing(released, tmp_path):
+    """MAE's average has no projector: the student's serves. One of other shapes or names is refused before anything."""
+    file = saved(tmp_path, {"model": released["mae"], "model_ema": released["mae"]})
+    objective = build_objective(lut())
+    assert place(objective, open_source(file)).averaged == ("encoder",)
+    average = objective.outside[AVERAGE].state_dict()
+    assert torch.equal(average["head.0.weight"], objective.state_dict()["head.0.weight"])
+    for wrong in ({"a": torch.zeros(1)}, released["lut_teacher"] | {"cls_token": torch.zeros(1, 1, 8)}):
+        fresh = build_objective(lut())
+        before = {name: value.clone() for name, value in fresh.state_dict().items()}
+        with pytest.raises(ValueError, match="moving average"):
+            place(fresh, open_source(saved(tmp_path, {"model": released["lut"], "model_ema": wrong})))
+        assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+
+
+def test_positions_that_are_learned_are_said(released, tmp_path):
+    other = released["mae_encoder"] | {"pos_embed": torch.randn(1, 17, 32)}
+    assert "not sine-cosine" in open_source(saved(tmp_path, {"model": other})).origin
+    assert "not sine-cosine" not in open_source(saved(tmp_path, {"model": released["mae_encoder"]})).origin
+
+
 def test_nothing_in_a_file_is_run(tmp_path):
     proof = tmp_path / "proof"
     file = saved(tmp_path, {"model": {"a": torch.zeros(1)}, "args": Acts(proof)})
@@ -234,9 +316,35 @@ def test_an_imported_encoder_is_no_more_than_that(released, tmp_path):
     folder = tmp_path / "encoder_only"
     done = import_weights(saved(tmp_path, {"model": released["mae_encoder"]}), folder, "vit_ti_mae_demo", mae(), ALONE)
     assert not done.whole and {path.name for path in folder.iterdir()} == {"encoder", "manifest.json"}
-    with pytest.raises(ValueError, match="holds an imported encoder alone"):
+    with pytest.raises(ValueError, match="was imported without decoder"):
         read_objective(folder)
     assert place(build_objective(lut()), open_source(str(folder))).fresh == ("decoder", "head", "predictor")
+
+
+def test_damage_of_a_folder_is_found(released, tmp_path):
+    folder = tmp_path / "imported"
+    import_weights(saved(tmp_path, {"model": released["mae"]}), folder, "vit_ti_mae_demo", mae(), ALONE)
+    for name, damage in (("rest.safetensors", "missing"), ("encoder/model.safetensors", "changed")):
+        copy = tmp_path / damage
+        shutil.copytree(folder, copy)
+        if damage == "missing":
+            (copy / name).unlink()
+        else:
+            flipped = bytearray((copy / name).read_bytes())
+            flipped[-1] ^= 1
+            (copy / name).write_bytes(flipped)
+        for use in (lambda at: open_source(str(at)), read_objective):
+            with pytest.raises(ValueError, match=f"{name}: (is missing|has not the size or hash)"):
+                use(copy)
+
+
+def test_what_a_file_lacks_is_not_written_and_what_it_has_is(released, tmp_path):
+    """MAE's decoder serves LUT by both ways in: from the file, and from the imported folder."""
+    file, folder = saved(tmp_path, {"model": released["mae"]}), tmp_path / "imported"
+    done = import_weights(file, folder, "vit_ti_lut_demo", lut(), ALONE)
+    assert not done.whole and done.placement.loaded.keys() == {"encoder", "decoder"}
+    by_folder, by_file = (place(build_objective(lut()), open_source(str(where))) for where in (folder, file))
+    assert by_folder.loaded == by_file.loaded and by_folder.fresh == by_file.fresh == ("head", "predictor")
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_timm_model_is_held_to_its_network_where_its_name_says_nothing(monkeyp
     monkeypatch.setattr("engine.teachers.timm.create_model", without_weights)
     with pytest.raises(ValueError, match="teacher=timm:vit_tiny_r_s16_p8_224: sees 1 patches where the student has 16"):
         open_teacher(demo("teacher=timm:vit_tiny_r_s16_p8_224"))
-    few = ("model.patch_size=16", "objective.max_steps=4", "objective.num_masked=1")
+    few = ("model.patch_size=16", "objective.max_steps=4", "objective.num_masked=1", "objective.min_block=1")
     teacher = open_teacher(demo("teacher=timm:vit_tiny_patch16_384", *few))
     assert (teacher.num_patches, teacher.width) == (4, 192)
 

@@ -59,15 +59,3 @@ class Objective(nn.Module):
     def load_outside_state(self, state: dict[str, Tensor]) -> None:
         """The way back; RuntimeError names every missing or unexpected key."""
         nn.ModuleDict({name: self.outside[name] for name in self.moving}).load_state_dict(state, strict=True)
-
-    def load_average(self, state: dict[str, Tensor]) -> bool:
-        """Let the moving average begin with `state` (our own names), or with the trained weights where it is empty.
-
-        Whether `state` was used. Nothing to do without a moving average.
-        """
-        average = self.outside.get(AVERAGE)
-        if average is None or AVERAGE not in self.moving:
-            return False
-        source = state or self.state_dict()
-        average.load_state_dict({name: source[name] for name in average.state_dict()}, strict=True)
-        return bool(state)

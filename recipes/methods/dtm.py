@@ -10,6 +10,8 @@ from recipes.methods.morphing import Morphing
 from recipes.sections.data import Data
 from recipes.sections.model import Model
 
+LARGEST_GRID = 64  # patches of a side of a block-wise mask (shards/block_masks.py)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dtm(Morphing):
@@ -37,5 +39,16 @@ class Dtm(Morphing):
             self.num_masked <= num_patches,
             f"objective.num_masked={self.num_masked}: an image has {num_patches} patches "
             "(data.image_size / model.patch_size, squared); choose fewer",
+        )
+        require(
+            self.min_block <= self.num_masked or not self.num_masked,
+            f"objective.min_block={self.min_block}: above objective.num_masked={self.num_masked}, so that no block "
+            "would ever fit; lower it",
+        )
+        grid = data.image_size // model.patch_size
+        require(
+            grid <= LARGEST_GRID,
+            f"data.image_size={data.image_size}: {grid} patches of a side, block-wise masks have at most "
+            f"{LARGEST_GRID}; raise model.patch_size or lower data.image_size",
         )
         super().check(model, data, precision)
