@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -12,14 +13,16 @@ from recipes import registry
 from recipes.methods import Lut
 from recipes.overrides import difference, show
 from recipes.schema import Data, Recipe
-from shards.dataset import Dataset
+from shards import remote
+from shards.dataset import Dataset, is_dataset, is_foreign
+from shards.foreign_index import find_tars
 
-MANIFEST = "manifest.json"
 ROOT = Path(__file__).resolve().parents[1]
 
 # Fields that change neither the weights nor the schedule of a run: where things are, how fast, how often one looks.
 HARMLESS = {
     "data.train", "data.val", "data.eval_crop", "data.threads", "data.prefetch", "data.hw_decoder_load",
+    "data.on_bad_sample", "data.max_bad_fraction", "data.timeout", "data.cache", "data.fetch_tries",
     "run.out", "run.stop_after", "run.log_every", "run.save_every", "run.eval_every", "run.keep",
     "teacher",  # its place; that its weights are the same is checked by their hash
     "init",  # read at step 0 only
@@ -58,14 +61,36 @@ def validation_folder(data: Data) -> Path | None:
     if data.val:
         return Path(data.val).expanduser()
     beside = training_folder(data).parent / "val"
-    return beside if (beside / MANIFEST).exists() else None
+    return beside if is_dataset(beside) else None
+
+
+def fetch_remote(data: Data) -> Data:
+    """The section with folders of data.cache in the place of URLs. What is not there yet is fetched, and that is said.
+
+    Errors as `shards.remote.fetch`.
+    """
+    places = {"train": data.train, "val": data.val}
+    for name, place in places.items():
+        if remote.is_url(place):
+            folder = remote.fetch(
+                place,
+                remote.cache_folder(data.cache),
+                setting=f"data.{name}",
+                tries=data.fetch_tries,
+                say=lambda text: print(text, flush=True),
+            )
+            places[name] = str(folder)
+    return replace(data, **places)
 
 
 def require_data(name: str, recipe: Recipe) -> Recipe:
-    """The recipe, unchanged; MissingInput with the commands that help where a folder has no manifest."""
+    """The recipe with folders in the place of URLs; MissingInput with the commands that help where there is no data."""
+    recipe = replace(recipe, data=fetch_remote(recipe.data))
     train, val = training_folder(recipe.data), validation_folder(recipe.data)
     for field, folder in (("data.train", train), ("data.val", val)):
-        if folder is not None and not (folder / MANIFEST).exists():
+        if folder is not None and not is_dataset(folder):
+            if is_foreign(folder):
+                raise MissingInput(unindexed_page(field, folder))
             state = "holds no shards of ours (no manifest.json)" if folder.is_dir() else "does not exist"
             raise MissingInput(missing_page(name, field, folder, state))
     return recipe
@@ -84,6 +109,18 @@ def require_init(name: str, recipe: Recipe) -> Recipe:
     return replace(recipe, init=str(path.resolve()))
 
 
+def unindexed_page(field: str, folder: Path) -> str:
+    """What to do about tars that are not ours: they are used where they are, once they are indexed."""
+    tool = ROOT / "tools" / "index_shards.py"
+    return f"""{field}={folder}: {len(find_tars(folder)):,} tars without an index.
+
+Shards that somebody else made are used where they are; only an index is made, and the tars are not written to:
+
+  python {tool} {shlex.quote(str(folder))}
+
+Then the same command again."""
+
+
 def missing_page(name: str, field: str, folder: Path, state: str) -> str:
     """One screen: what is missing, the commands that make it, and where else it could be."""
     tool = ROOT / "tools" / "make_shards.py"
@@ -96,6 +133,8 @@ def missing_page(name: str, field: str, folder: Path, state: str) -> str:
   python {tool} /path/to/imagenet/train {train}
   python {tool} /path/to/imagenet/val {val} --no-shuffle
   python {tool.with_name("verify_shards.py")} {train}
+
+Shards that somebody else made need no conversion: python {tool.with_name("index_shards.py")} DIR
 
 Then the same command again. Shards elsewhere:
 
@@ -141,9 +180,26 @@ def start_lines(
     ]
 
 
+def require_labels(dataset: Dataset, setting: str) -> None:
+    """ValueError with both numbers where samples have no label: there is no k-NN and no probe without."""
+    unlabelled = int((dataset.label < 0).sum())
+    if unlabelled:
+        raise ValueError(
+            f"{setting}: {unlabelled:,} of {len(dataset):,} samples have no label, and k-NN and probe need one of "
+            "every image; choose a labelled set, or train without data.val and without a folder `val` beside data.train"
+        )
+
+
 def check_classes(train: Dataset, val: Dataset | None) -> None:
-    """ValueError naming the first class that the two sets number differently: accuracies would mean nothing."""
-    if val is None or val.classes == train.classes:
+    """ValueError where samples have no label, or naming the first class that the two sets number differently.
+
+    Accuracies would mean nothing.
+    """
+    if val is None:
+        return
+    require_labels(train, f"data.train={train.folder}")
+    require_labels(val, f"data.val={val.folder}")
+    if val.classes == train.classes or not (has_names(train) and has_names(val)):
         return
     pairs = zip_longest(train.classes, val.classes, fillvalue="nothing")
     number, (ours, theirs) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
@@ -151,6 +207,11 @@ def check_classes(train: Dataset, val: Dataset | None) -> None:
         f"data.val={val.folder}: class {number} is {theirs}, in data.train={train.folder} it is {ours} "
         f"({len(val.classes)} and {len(train.classes)} classes); convert both from the same class folders"
     )
+
+
+def has_names(dataset: Dataset) -> bool:
+    """Whether classes are called anything but their own numbers (shards of others, lists)."""
+    return dataset.classes != tuple(map(str, range(len(dataset.classes))))
 
 
 def batch_norm_lines(recipe: Recipe, world_size: int) -> list[str]:

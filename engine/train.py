@@ -22,6 +22,7 @@ if __name__ == "__main__":
 import json
 import math
 import time
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ from engine import checkpoints, export
 from engine.console import Console
 from engine.evaluation.features import extract, mean_token
 from engine.evaluation.neighbours import knn_accuracy
+from engine.feeding import make_train_loader, open_records
 from engine.initial_weights import begin_from
 from engine.objectives.build import build_objective
 from engine.params import parameter_groups, set_learning_rate
@@ -40,6 +42,7 @@ from engine.runtime import Runtime, import_deepspeed, peak_memory, seed_step, st
 from engine.start_up import check_classes, start_lines, training_folder, validation_folder
 from engine.zero import deepspeed_config
 from recipes.overrides import leaves, show
+from shards import bus_errors
 from shards.dataset import Dataset, open_dataset
 from shards.loader import Batch, TrainLoader
 
@@ -60,6 +63,9 @@ class Trainer:
         self.build_engine()
         self.first_step = resume(
             command, self.plan, self.checkpoint_folder, self.facts(), self.model_engine, self.objective, runtime
+        )
+        self.bad_train_samples, self.bad_val_samples = open_records(
+            self.folder, self.recipe.data, [self.train_set, self.val_set], runtime, afresh=self.first_step == 0
         )
 
     # --- building ---------------------------------------------------------------------------------------------------
@@ -208,10 +214,12 @@ class Trainer:
             return
         state = export.full_state(self.objective.encoder)
         encoder = export.plain_encoder(self.recipe, state, self.runtime.device)
-        settings, encode = self.recipe.evaluation, mean_token(encoder)
+        settings, features = self.recipe.evaluation, partial(extract, mean_token(encoder))
         with self.console.working(f"step {done}: features of {len(self.val_set):,} validation images for k-NN"):
-            bank = extract(encode, self.train_set, settings.knn_train_samples, self.recipe, self.runtime)
-            queries = extract(encode, self.val_set, settings.knn_val_samples, self.recipe, self.runtime)
+            bank = features(
+                self.train_set, settings.knn_train_samples, self.recipe, self.runtime, self.bad_train_samples
+            )
+            queries = features(self.val_set, settings.knn_val_samples, self.recipe, self.runtime, self.bad_val_samples)
         accuracy = knn_accuracy(bank, queries, k=settings.knn_k, temperature=settings.knn_temperature)
         self.console.log_evaluation({"step": done, "knn": accuracy})
         self.restart_clock(done)
@@ -260,21 +268,9 @@ class Trainer:
             self.console.say(f"resume      from step {self.first_step}")
 
     def make_loader(self) -> TrainLoader:
-        recipe, runtime = self.recipe, self.runtime
-        return TrainLoader(
-            self.train_set,
-            view=self.objective.view,
-            data=recipe.data,
-            seed=recipe.run.seed,
-            global_batch=recipe.optim.global_batch,
-            micro_batch=recipe.optim.micro_batch,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            masks=self.objective.masks,
-            device=runtime.device,
-            start_step=self.first_step,
-            total_steps=self.plan.last_step,
-            local_world_size=runtime.local_world_size,
+        steps = (self.first_step, self.plan.last_step)
+        return make_train_loader(
+            self.train_set, self.recipe, self.objective, self.runtime, steps, self.bad_train_samples
         )
 
     def finish(self) -> None:
@@ -290,8 +286,10 @@ def run(command: Command) -> int:
     runtime = start()
     try:
         trainer = Trainer(command, runtime)
+        datasets = [dataset for dataset in (trainer.train_set, trainer.val_set) if dataset]
         try:
-            trainer.fit()
+            with bus_errors.explained(datasets, runtime.rank):
+                trainer.fit()
         except (ValueError, OSError) as error:  # a shard or an image that cannot be read: this rank's alone
             raise shell.OnThisRank(f"rank {runtime.rank}: {error}") from error
         except RuntimeError as error:

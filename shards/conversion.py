@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ from shards.layout import (
 )
 from shards.planning import Plan, ShardPlan
 from shards.workers import borrowed, workers
-from shards.writer import HIDDEN_SUFFIX, ShardResult, finished_shard, write_file
+from shards.writer import HIDDEN_SUFFIX, ShardResult, finished_shard, quarantine_text, write_file
 
 _POLL = 0.2  # seconds between two looks at the workers' counters
 _NAMED = 5  # rejected files named in a message
@@ -66,14 +66,15 @@ def convert(
     max_bad_fraction: float = 0.001,
     progress: Progress | None = None,
     executor: Executor | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> Report:
     """Make every missing shard of `plan` in `out`, then the manifest.
 
-    `num_workers` processes (default: one per core), or any `executor` whose workers are processes of one
-    thread (DALI and the silenced stderr are per process) that see the same paths. A folder that
-    is complete is left as it is. Raises DataError when `out` belongs to something else, ConversionFailed when more
-    than `max_bad_fraction` of the images are rejected or a worker dies, OSError when `out` cannot be written. Then no
-    manifest is written, and shards that are complete stay.
+    `num_workers` processes (default: one per core), or any `executor` whose workers see the same paths. Images are
+    screened in children of the workers (shards/screener.py). `watch` is called a few times per second and may raise
+    to stop the work. A folder that is complete is left as it is. Raises DataError when `out` belongs to something else,
+    ConversionFailed when more than `max_bad_fraction` of the images are rejected or a worker dies, OSError when `out`
+    cannot be written. Then no manifest is written, and shards that are complete stay.
     """
     if not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction={max_bad_fraction}: a share from 0 to 1 is needed")
@@ -88,7 +89,8 @@ def convert(
         _need_space(out, todo)
         if progress:
             progress(*_counts(done))
-        made = _make(plan, out, todo, done, num_workers, max_bad_fraction, progress, executor)
+        made = _make(plan, out, todo, done, num_workers, max_bad_fraction, progress, executor, watch)
+        _remove_leftovers(out)  # of workers of a cluster that died
         results = sorted([*done, *made], key=lambda result: result.number)
         _check_share(plan, results, max_bad_fraction)
         return _finish(plan, out, results, len(made))
@@ -104,12 +106,17 @@ def _claimed(plan: Plan, out: Path) -> Iterator[None]:
     try:
         _lock(descriptor, out)
         _check_owner(plan, out)
-        for leftover in out.glob(f".*{HIDDEN_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+        _remove_leftovers(out)
         _write_if_new(out / PLAN, _claim(plan))
         yield
     finally:
         os.close(descriptor)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove files that a process was writing when it was killed."""
+    for leftover in out.glob(f".*{HIDDEN_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
 
 
 def _lock(descriptor: int, out: Path) -> None:
@@ -145,8 +152,12 @@ def _owner(out: Path) -> str:
 
 
 def _claim(plan: Plan) -> bytes:
-    claim = {"sha256": plan.sha256, "images": plan.images, "options": asdict(plan.options)}
-    return canonical_json(claim).encode("ascii")
+    return claim_text(plan.sha256, plan.images, asdict(plan.options))
+
+
+def claim_text(plan_sha256: str, images: int, options: Mapping[str, object]) -> bytes:
+    """The plan file: which conversion a folder belongs to."""
+    return canonical_json({"sha256": plan_sha256, "images": images, "options": dict(options)}).encode("ascii")
 
 
 def _complete_already(plan: Plan, out: Path, done: Sequence[ShardResult]) -> Report | None:
@@ -181,6 +192,7 @@ def _make(
     max_bad_fraction: float,
     progress: Progress | None,
     executor: Executor | None,
+    watch: Callable[[], None] | None,
 ) -> list[ShardResult]:
     """Make the shards `todo`; stops as soon as too many images are rejected for any continuation to pass."""
     if not todo:
@@ -193,6 +205,8 @@ def _make(
         while waiting:
             ready, waiting = wait(waiting, timeout=_POLL, return_when=FIRST_COMPLETED)
             results += [_result_of(future) for future in ready]
+            if watch:
+                watch()
             if progress:
                 kept, rejected = live() if live else _counts(results)
                 progress(before[0] + kept, before[1] + rejected)
@@ -235,14 +249,14 @@ def _check_share(plan: Plan, results: Sequence[ShardResult], max_bad_fraction: f
 def _finish(plan: Plan, out: Path, results: Sequence[ShardResult], made: int) -> Report:
     """Write the files about the whole folder, the manifest last."""
     records = tuple(result.record for result in results if result.record)
-    rejected = sorted(entry for result in results for entry in result.rejected)
+    rejected = [entry for result in results for entry in result.rejected]
     reasons = Counter(entry.reason for entry in rejected)
     written = sum(record.samples for record in records)
     lengths = {record.file("tar"): record.samples for record in records}
     files = {
         PLAN: _claim(plan),
-        QUARANTINE: "".join(json.dumps(entry._asdict(), sort_keys=True) + "\n" for entry in rejected).encode("ascii"),
-        TIMM_INFO: _timm_info(plan.options.split, lengths).encode("ascii"),
+        QUARANTINE: quarantine_text(rejected),
+        TIMM_INFO: timm_info(plan.options.split, lengths),
     }
     for name, data in files.items():
         _write_if_new(out / name, data)
@@ -274,7 +288,7 @@ def _write_if_new(file: Path, data: bytes) -> None:
         write_file(file, data)
 
 
-def _timm_info(split: str, lengths: dict[str, int]) -> str:
+def timm_info(split: str, lengths: dict[str, int]) -> bytes:
     """timm's `_info.json` (timm/data/readers/reader_wds.py)."""
     info = {
         "name": split,
@@ -282,4 +296,4 @@ def _timm_info(split: str, lengths: dict[str, int]) -> str:
         "filenames": list(lengths),
         "shard_lengths": list(lengths.values()),
     }
-    return canonical_json({"name": "maskwright", "splits": {split: info}})
+    return canonical_json({"name": "maskwright", "splits": {split: info}}).encode("ascii")

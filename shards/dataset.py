@@ -1,22 +1,24 @@
 """A folder of shards as arrays: where each sample's image lies, its label and its size in pixels.
 
-Sample ids are positions in these arrays: 0 <= id < N, in the order of the manifest. They name a sample for the order,
+The shards are ours (tools/make_shards.py), or somebody else's with an index of ours (tools/index_shards.py). Sample ids
+are positions in these arrays: 0 <= id < N, in the order of the manifest or index. They name a sample for the order,
 the draws and the error messages, and they are the same on every machine that holds the same shards.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from shards.index import ShardIndex, parse_index
-from shards.layout import MANIFEST, DataError, Manifest, MissingData, ShardRecord, read_manifest, sha256_hex
+from shards.foreign_index import TarRecord, command, find_tars, index_file, read_set, read_tar_index
+from shards.index import ForeignIndex, ShardIndex, parse_index
+from shards.layout import MANIFEST, PLAN, DataError, MissingData, ShardRecord, read_manifest, sha256_hex
 
 _NAMED = 3  # shards named in a message
 _READERS = 8  # threads: the files are small and the wait is for the disk
@@ -36,7 +38,7 @@ class Dataset:
     width: np.ndarray  # int32
     key: np.ndarray  # bytes (numpy S), the sample's key inside its tar
     classes: tuple[str, ...]  # names by class index; empty for unlabelled data
-    fingerprint: str  # sha256 over the manifest: equal exactly when the data are equal
+    fingerprint: str  # sha256 over the manifest or index: equal exactly when what that promises is equal
 
     def __len__(self) -> int:
         return len(self.tar)
@@ -46,6 +48,20 @@ class Dataset:
         return f"{self.paths[self.tar[sample_id]].name}:{self.key[sample_id].decode()}"
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What promises the samples of a folder, and how to read and check it."""
+
+    promise: str  # manifest or index
+    records: Sequence[ShardRecord | TarRecord]
+    paths: tuple[Path, ...]  # of the tars, in the order of the records
+    classes: tuple[str, ...]
+    fingerprint: str
+    read: Callable[[Any], ShardIndex | ForeignIndex | str]  # the index of one tar, or what is wrong with it
+    check: Callable[[], Sequence[object]]  # reads all tars; returns findings
+    remedy: str  # what to run
+
+
 def open_dataset(
     folder: Path,
     *,
@@ -53,30 +69,75 @@ def open_dataset(
     setting: str = "data",
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """The samples of a folder that tools/make_shards.py made.
+    """The samples of a folder that tools/make_shards.py made or tools/index_shards.py indexed, or of `DIR/PATTERN`.
 
     `check="quick"` compares every size, count and index with the manifest (about a second for ImageNet); `"full"`
     also reads every tar. `setting` names the folder in messages, `progress(done, all)` counts shards.
 
-    Raises MissingData when the folder or its manifest is not there, DataError when something is missing or different.
+    Raises MissingData when the folder, its manifest or its index is not there, DataError when something is missing or
+    different.
     """
     try:
-        manifest = read_manifest(folder)
+        source = _foreign(folder) if is_foreign(folder) else _ours(folder)
     except MissingData as error:
         raise MissingData(f"{setting}={error}") from error
-    if check == "full":
-        _check_fully(folder, setting)
+    findings = source.check() if check == "full" else ()
+    if findings:
+        raise DataError(f"{setting}={folder}: {len(findings)} problems, first {findings[0]}; run {source.remedy}")
     readings = []
     with ThreadPoolExecutor(_READERS) as pool:
-        for reading in pool.map(lambda record: _read_shard(folder, record, len(manifest.classes)), manifest.shards):
+        for reading in pool.map(source.read, source.records):
             readings.append(reading)
             if progress:
-                progress(len(readings), len(manifest.shards))
-    problems = {r.name: what for r, what in zip(manifest.shards, readings, strict=True) if isinstance(what, str)}
-    indexes = [reading for reading in readings if isinstance(reading, ShardIndex)]
+                progress(len(readings), len(source.records))
+    problems = {r.name: what for r, what in zip(source.records, readings, strict=True) if isinstance(what, str)}
+    indexes = [reading for reading in readings if not isinstance(reading, str)]
     if problems or not indexes:
-        raise DataError(f"{setting}={folder}: {_shortfall(manifest, indexes, problems)}; {_advice(folder)}")
-    return _joined(folder, manifest, indexes)
+        raise DataError(f"{setting}={folder}: {_shortfall(source, indexes, problems)}; run {source.remedy}")
+    return _joined(folder, source, indexes)
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether there is a manifest or an index that `open_dataset` would read."""
+    return (folder / MANIFEST).is_file() or index_file(folder) is not None
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether there are tars or an index of them, and no trace of a conversion of ours."""
+    ours = (folder / MANIFEST).is_file() or (folder / PLAN).exists()
+    return not ours and (index_file(folder) is not None or bool(find_tars(folder)))
+
+
+def _ours(folder: Path) -> _Source:
+    from shards.verify import verify
+
+    manifest = read_manifest(folder)
+    return _Source(
+        promise="manifest",
+        records=manifest.shards,
+        paths=tuple(folder / record.file("tar") for record in manifest.shards),
+        classes=manifest.classes,
+        fingerprint=sha256_hex((folder / MANIFEST).read_bytes()),
+        read=lambda record: _read_shard(folder, record, len(manifest.classes)),
+        check=lambda: verify(folder),
+        remedy=f"tools/verify_shards.py {folder}",
+    )
+
+
+def _foreign(place: Path) -> _Source:
+    from shards.foreign_shards import check_foreign
+
+    opened = read_set(place)
+    return _Source(
+        promise="index",
+        records=opened.index.tars,
+        paths=tuple(map(opened.tar, opened.index.tars)),
+        classes=opened.index.classes,
+        fingerprint=opened.fingerprint,
+        read=lambda record: read_tar_index(opened, record),
+        check=lambda: check_foreign(place),
+        remedy=command(place),
+    )
 
 
 def _read_shard(folder: Path, record: ShardRecord, classes: int) -> ShardIndex | str:
@@ -99,27 +160,15 @@ def _read_shard(folder: Path, record: ShardRecord, classes: int) -> ShardIndex |
     return index
 
 
-def _shortfall(manifest: Manifest, indexes: Sequence[ShardIndex], problems: dict[str, str]) -> str:
-    found = sum(map(len, indexes))
+def _shortfall(source: _Source, indexes: Sequence[ShardIndex | ForeignIndex], problems: Mapping[str, str]) -> str:
+    promised, found = sum(record.samples for record in source.records), sum(map(len, indexes))
     first = ", ".join(f"{name.removeprefix('shard-')}: {what}" for name, what in list(problems.items())[:_NAMED])
     more = " ..." if len(problems) > _NAMED else ""
     short = f" ({len(problems)} shards short: {first}{more})" if problems else ""
-    return f"manifest promises {manifest.samples:,} samples, indexes hold {found:,}{short}"
+    return f"{source.promise} promises {promised:,} samples, indexes hold {found:,}{short}"
 
 
-def _advice(folder: Path) -> str:
-    return f"run tools/verify_shards.py {folder}"
-
-
-def _check_fully(folder: Path, setting: str) -> None:
-    from shards.verify import verify
-
-    findings = verify(folder)
-    if findings:
-        raise DataError(f"{setting}={folder}: {len(findings)} problems, first {findings[0]}; {_advice(folder)}")
-
-
-def _joined(folder: Path, manifest: Manifest, indexes: Sequence[ShardIndex]) -> Dataset:
+def _joined(folder: Path, source: _Source, indexes: Sequence[ShardIndex | ForeignIndex]) -> Dataset:
     lengths = list(map(len, indexes))
     columns = {
         name: np.concatenate([index.arrays[name] for index in indexes])
@@ -127,9 +176,9 @@ def _joined(folder: Path, manifest: Manifest, indexes: Sequence[ShardIndex]) -> 
     }
     return Dataset(
         folder=folder,
-        paths=tuple(folder / record.file("tar") for record in manifest.shards),
+        paths=source.paths,
         tar=np.repeat(np.arange(len(indexes), dtype=np.int32), lengths),
-        classes=manifest.classes,
-        fingerprint=sha256_hex((folder / MANIFEST).read_bytes()),
+        classes=source.classes,
+        fingerprint=source.fingerprint,
         **columns,
     )

@@ -3,6 +3,9 @@
 One `.npz` per tar, so that a million samples open in about a second and every number has one type. `meta` holds the
 tar's size and sha256 and the hash of the shard's part of the plan; `rejected` the images that were left out of this
 shard, so that a rerun need not look at them again. The bytes depend on the content only.
+
+A tar that somebody else made is indexed without reading its images (`ForeignIndex`): there are no checksums of them,
+and what binds index and tar is the hash of all headers.
 """
 
 from __future__ import annotations
@@ -14,13 +17,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from shards.layout import IMAGE_EXTENSIONS, TAR_BLOCK, DataError, Rejection
 
-_ARRAYS = {
+_OURS = {
     "start": "<i8",  # first byte of the sample: its first tar header
     "offset": "<i8",  # first byte of the image
     "size": "<i8",  # bytes of the image
@@ -32,12 +35,15 @@ _ARRAYS = {
     "extension": "S",  # jpg, png or webp
 }
 _KEY = re.compile(rb"[A-Za-z0-9_-]+")
-_META = {"tar_size": int, "tar_sha256": str, "dali_sha256": str, "plan_sha256": str}
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """n samples of one tar, in its order. Arrays [n] as in `_ARRAYS`."""
+    """n samples of one tar of ours, in its order. Arrays [n] as in `ARRAYS`."""
+
+    ARRAYS: ClassVar = _OURS
+    META: ClassVar = {"tar_size": int, "tar_sha256": str, "dali_sha256": str, "plan_sha256": str}
+    TOOL: ClassVar = "tools/make_shards.py"
 
     tar_size: int  # bytes
     tar_sha256: str
@@ -50,34 +56,56 @@ class ShardIndex:
         return len(self.arrays["offset"])
 
 
-def format_index(index: ShardIndex) -> bytes:
+@dataclass(frozen=True, eq=False)
+class ForeignIndex:
+    """n samples of one tar that somebody else made, in its order. Arrays [n] as in `ARRAYS`; keys are escaped."""
+
+    ARRAYS: ClassVar = {name: kind for name, kind in _OURS.items() if name != "crc32"}
+    META: ClassVar = {"tar_size": int, "headers_sha256": str}
+    TOOL: ClassVar = "tools/index_shards.py"
+
+    tar_size: int  # bytes
+    headers_sha256: str  # of all headers of the tar: names, sizes, times
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+    rejected: tuple[Rejection, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.arrays["offset"])
+
+
+Index = TypeVar("Index", ShardIndex, ForeignIndex)
+
+
+def format_index(index: ShardIndex | ForeignIndex) -> bytes:
     """The bytes of the `.npz`."""
-    meta = {name: getattr(index, name) for name in _META}
+    meta = {name: getattr(index, name) for name in index.META}
     stream = io.BytesIO()
-    arrays = {name: np.asarray(index.arrays[name]).astype(kind) for name, kind in _ARRAYS.items()}
+    arrays = {name: np.asarray(index.arrays[name]).astype(kind) for name, kind in index.ARRAYS.items()}
     texts = {"meta": json.dumps(meta, sort_keys=True), "rejected": json.dumps(index.rejected)}
     np.savez(stream, **arrays, **{name: np.frombuffer(text.encode("ascii"), np.uint8) for name, text in texts.items()})
     return stream.getvalue()
 
 
-def parse_index(data: bytes, file: Path) -> ShardIndex:
+def parse_index(data: bytes, file: Path, kind: type[Index] = ShardIndex) -> Index:
     """Read the bytes of an index strictly; raises DataError, naming `file` and where it can the sample's key."""
+    remedy = f"delete {file.name} and run {kind.TOOL} again"
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             stored = {name: archive[name] for name in archive.files}
         texts = {name: json.loads(stored.pop(name).tobytes().decode("ascii")) for name in ("meta", "rejected")}
     except Exception as error:  # zipfile, numpy and json raise a dozen kinds on damaged bytes
-        raise DataError(f"{file}: not a readable index: {error or type(error).__name__}; {_remedy(file)}") from error
-    _check_arrays(stored, file)
+        raise DataError(f"{file}: not a readable index: {error or type(error).__name__}; {remedy}") from error
     meta = texts["meta"]
-    if not isinstance(meta, dict) or {name: type(value) for name, value in meta.items()} != _META:
-        raise DataError(f"{file}: meta holds {meta!r}; {_remedy(file)}")
-    _check_samples(stored, meta["tar_size"], file)
+    if not isinstance(meta, dict) or {name: type(value) for name, value in meta.items()} != kind.META:
+        raise DataError(f"{file}: meta holds {meta!r}; {remedy}")
+    problem = _array_problem(stored, kind.ARRAYS) or _sample_problem(stored, meta["tar_size"])
+    if problem:
+        raise DataError(f"{file}: {problem}; {remedy}")
     try:
         rejected = tuple(_rejection(entry) for entry in texts["rejected"])
     except TypeError as error:
-        raise DataError(f"{file}: the list of rejected images is damaged; {_remedy(file)}") from error
-    return ShardIndex(**meta, arrays=stored, rejected=rejected)
+        raise DataError(f"{file}: the list of rejected images is damaged; {remedy}") from error
+    return kind(**meta, arrays=stored, rejected=rejected)
 
 
 def sample_checksums(tar: memoryview, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -86,19 +114,20 @@ def sample_checksums(tar: memoryview, arrays: Mapping[str, np.ndarray]) -> np.nd
     return np.array([zlib.crc32(tar[a:b]) for a, b in zip(arrays["start"].tolist(), ends, strict=True)], "<u4")
 
 
-def _check_arrays(stored: Mapping[str, np.ndarray], file: Path) -> None:
-    if set(stored) != set(_ARRAYS):
-        raise DataError(f"{file}: arrays {sorted(stored)}, needed are {sorted(_ARRAYS)}; {_remedy(file)}")
+def _array_problem(stored: Mapping[str, np.ndarray], needed: Mapping[str, str]) -> str:
+    if set(stored) != set(needed):
+        return f"arrays {sorted(stored)}, needed are {sorted(needed)}"
     lengths = {array.shape for array in stored.values()}
     if len(lengths) != 1 or len(next(iter(lengths))) != 1 or next(iter(lengths)) == (0,):
-        raise DataError(f"{file}: arrays of shapes {sorted(lengths)}; one positive length is needed; {_remedy(file)}")
-    for name, kind in _ARRAYS.items():
+        return f"arrays of shapes {sorted(lengths)}; one positive length is needed"
+    for name, kind in needed.items():
         if stored[name].dtype.kind != np.dtype(kind).kind or (kind != "S" and stored[name].dtype != np.dtype(kind)):
-            raise DataError(f"{file}: {name} is of type {stored[name].dtype}, needed is {kind}; {_remedy(file)}")
+            return f"{name} is of type {stored[name].dtype}, needed is {kind}"
+    return ""
 
 
-def _check_samples(arrays: Mapping[str, np.ndarray], tar_size: int, file: Path) -> None:
-    """Every number possible and inside the tar; DALI would read whatever it is told."""
+def _sample_problem(arrays: Mapping[str, np.ndarray], tar_size: int) -> str:
+    """Every number must be possible and inside the tar; DALI would read whatever it is told."""
     start, offset, size = arrays["start"], arrays["offset"], arrays["size"]
     ordered = np.concatenate([start[:1] >= 0, start[1:] >= (offset + size)[:-1]])
     rules = {
@@ -113,9 +142,8 @@ def _check_samples(arrays: Mapping[str, np.ndarray], tar_size: int, file: Path) 
     for problem, good in rules.items():
         if not good.all():
             place = int(np.argmin(good))
-            raise DataError(
-                f"{file}: {problem} at sample {place}, key {bytes(arrays['key'][place])!r}; {_remedy(file)}"
-            )
+            return f"{problem} at sample {place}, key {bytes(arrays['key'][place])!r}"
+    return ""
 
 
 def _rejection(entry: Any) -> Rejection:
@@ -123,7 +151,3 @@ def _rejection(entry: Any) -> Rejection:
     if not all(isinstance(value, str) for value in rejection):
         raise TypeError(f"texts are needed, not {entry!r}")
     return rejection
-
-
-def _remedy(file: Path) -> str:
-    return f"delete {file.name} and run tools/make_shards.py again"

@@ -14,47 +14,21 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali import Pipeline, fn, pipeline_def
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 
-from recipes.schema import Data
+from shards.columns import Row, column_nodes
 from shards.dataset import Dataset
-from shards.mask_draws import MaskDraws
+from shards.feed import Feed
+from shards.sample_check import UndecodableSample, check_samples
 from shards.segments import MicroBatch, Segment, index_folder, write_segment
-from shards.suspects import UndecodableSample, find_undecodable
-from shards.views import View
+from shards.suspects import find_undecodable
 
 COLUMNS = ("labels", "ids", "noise", "mask")  # delivered beside the images; the other columns are draws
 
 _DRAWN_TOGETHER = 512  # samples
-_TYPES = {"int32": types.INT32, "int64": types.INT64, "float32": types.FLOAT, "bool": types.BOOL}
-
 TensorList = TensorListCPU | TensorListGPU
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Feed:
-    """What all pipelines of a loader share; only the segment differs."""
-
-    dataset: Dataset
-    view: View
-    data: Data
-    seed: int
-    masks: MaskDraws
-    num_threads: int
-    device_id: int | None = None  # the GPU; none: DALI's CPU operators
-    check_sources: bool = False  # compare the source of every batch with the plan, not only of a segment's first
-
-    def columns(self, batch: MicroBatch) -> dict[str, np.ndarray]:
-        """Everything about a micro-batch but its pixels, one row per sample; columns without width are left out."""
-        columns = {
-            "labels": self.dataset.label[batch.ids].astype(np.int64),
-            "ids": batch.ids,
-            **self.masks.drawn(self.seed, batch.epoch, batch.ids),
-            **self.view.drawn(self.dataset, self.data, self.seed, batch.epoch, batch.ids),
-        }
-        return {name: column for name, column in columns.items() if column.size}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +46,32 @@ class SegmentPipeline:
     def __init__(self, feed: Feed, segment: Segment) -> None:
         """Write the index, build, check the first batch and keep it: the first `run` answers at once.
 
-        Raises DataError for a shard that does not hold what its index says (UndecodableSample where DALI noticed it),
-        and RuntimeError if DALI serves other bytes than planned.
+        Raises UndecodableSample for samples that cannot be served, another DataError for a shard that does not hold
+        what its index says, and RuntimeError if DALI serves other bytes than planned.
         """
         self._feed, self._segment, self._served = feed, segment, 0
         self._columns = delivered_columns(feed.columns(segment[0]))
         ids = np.concatenate([batch.ids for batch in segment])
+        check_samples(feed.dataset, ids)
         with index_folder() as folder:
             paths, indexes = write_segment(feed.dataset, ids, folder)
             self._pipeline = build_pipeline(feed, segment, paths, indexes)
             self._first: Served | None = self._take(None)  # DALI parses the index files in its first run
 
-    def __len__(self) -> int:
-        """Micro-batches in the segment."""
-        return len(self._segment)
+    @property
+    def left(self) -> int:
+        """How many micro-batches `run` has not returned yet."""
+        return len(self._segment) - self._served + self.untouched
+
+    @property
+    def rest(self) -> Segment:
+        """The micro-batches that `run` has not returned yet."""
+        return self._segment[len(self._segment) - self.left :]
+
+    @property
+    def untouched(self) -> bool:
+        """Whether `run` will return the first batch, which was made outside any stream of the caller's."""
+        return self._first is not None
 
     def run(self, cuda_stream: Any = None) -> Served:
         """The next micro-batch, on `cuda_stream` if one is given, else ready. Never call it after an error.
@@ -116,14 +102,9 @@ class SegmentPipeline:
         """Name the sample. DALI may have failed on a batch that it was preparing: those are suspects too."""
         suspects = self._segment[self._served : self._served + 1 + self._feed.data.prefetch]
         for batch in suspects:
-            found = find_undecodable(self._feed.dataset, batch.ids)
+            found = find_undecodable(self._feed, batch)
             if found:
-                names = "; ".join(f"{self._feed.dataset.name(i)} (id {i}): {why}" for i, why in found.items())
-                return UndecodableSample(
-                    f"{names}. DALI cannot decode this batch; verify the shards and make or index them again "
-                    "without these samples",
-                    list(found),
-                )
+                return UndecodableSample(self._feed.dataset, found, batch.epoch)
         first, last = suspects[0].ids[0], suspects[-1].ids[-1]
         return RuntimeError(
             f"DALI failed between {self._feed.dataset.name(first)} and {self._feed.dataset.name(last)}, though each of "
@@ -158,7 +139,7 @@ def build_pipeline(feed: Feed, segment: Segment, paths: list[str], indexes: list
 
 @pipeline_def(enable_conditionals=True)  # which rewrites this function and what it calls, so that `if` means a split
 def _connected(
-    feed: Feed, example: dict[str, np.ndarray], source: Iterator[tuple[np.ndarray, ...]], files: dict[str, list[str]]
+    feed: Feed, example: dict[str, np.ndarray], source: Iterator[Row], files: dict[str, list[str]]
 ) -> tuple[DataNode, ...]:
     gpu = feed.device_id is not None
     encoded = fn.readers.webdataset(
@@ -168,21 +149,14 @@ def _connected(
         pad_last_batch=True,
         lazy_init=True,  # the index is parsed by DALI's thread: building would hold the interpreter for it
     )
-    nodes = fn.external_source(
-        source=source,
-        num_outputs=len(example),
-        batch=True,
-        dtype=[_TYPES[column.dtype.name] for column in example.values()],
-        ndim=[column.ndim - 1 for column in example.values()],
-    )
-    columns = dict(zip(example, nodes))  # noqa: B905 (the rewritten zip has no `strict`; num_outputs says the same)
+    columns = column_nodes(example, source)
     images = feed.view.graph(encoded, columns, feed.data, gpu)
     delivered = [columns[name].gpu() if gpu else columns[name] for name in delivered_columns(example)]
     sources = fn.get_property(encoded, key="source_info")
     return (columns["ids"], sources, *images, *delivered)
 
 
-def _column_batches(feed: Feed, segment: Segment) -> Iterator[tuple[np.ndarray, ...]]:
+def _column_batches(feed: Feed, segment: Segment) -> Iterator[Row]:
     """The columns of every micro-batch. It ends with the segment, so DALI prepares no batch beyond.
 
     Several micro-batches are drawn together, because a call of numpy costs more than what it does to a few samples:

@@ -1,10 +1,10 @@
 """May this image be trained on? Asked once, when it is converted, so that no bad byte reaches a shard.
 
 The questions come in the order of what they cost and of what they protect: is there anything, is it JPEG, PNG or
-WebP by its magic bytes (never by its name), is the header sane and the picture small enough to decode, does Pillow
-decode all of it, and does the decoder of the training take it as well. The last is asked because DALI cannot skip a
-bad sample (it stops the batch) and refuses some files that Pillow forgives, such as a PNG with a wrong checksum; it
-is asked last because DALI's decoder can crash on garbage.
+WebP by its magic bytes (never by its name), is the header sane and the picture small enough to decode, and does the
+decoder of the training take all of it. That one decides because DALI cannot skip a bad sample (it stops the batch) and
+refuses some files that Pillow forgives, such as a PNG with a wrong checksum. Pillow says what is wrong with an image
+that DALI refuses; a second decoding of every image would cost as much as the first and find nothing in our corpus.
 
 Height and width are those of the stored pixels: EXIF rotation is ignored here as it is in training.
 """
@@ -47,6 +47,10 @@ class Rejected(Exception):
         self.detail = " ".join(detail.split())[:200]  # one line: it is printed and stored beside others
 
 
+class OutOfMemory(Exception):
+    """A decoder did not get the memory that it asked for: says nothing yet about the image."""
+
+
 @dataclass(frozen=True)
 class Screened:
     """An image fit for training, as it will be stored."""
@@ -57,9 +61,10 @@ class Screened:
     width: int
 
 
-def screen(data: bytes, *, max_pixels: int, short_side: int = 0, quality: int = 95) -> Screened:
+def screen(data: bytes, *, max_pixels: int, short_side: int = 0, quality: int = 95, decode: bool = True) -> Screened:
     """Check `data` with Pillow; raise Rejected if it is not a still JPEG, PNG or WebP that decodes completely.
 
+    Without `decode`, of images that keep their bytes only the header is checked: the training's decoder comes next.
     `short_side` > 0 resizes images whose shorter side is longer than that (bicubic with antialiasing, the longer side
     rounded down as in torchvision) and stores them as JPEG of `quality`; all others keep their bytes.
     """
@@ -72,8 +77,10 @@ def screen(data: bytes, *, max_pixels: int, short_side: int = 0, quality: int = 
             raise Rejected("too-large", f"{width} x {height} pixels, the limit is {max_pixels:,}")
         if extension != "jpg" and getattr(image, "is_animated", False):
             raise Rejected("animated", f"{getattr(image, 'n_frames', 0)} frames")
-        _load(image)
-        if short_side and min(width, height) > short_side:
+        smaller = 0 < short_side < min(width, height)
+        if decode or smaller:
+            _load(image)
+        if smaller:
             return _reencoded(image, short_side, quality)
     return Screened(data, extension, height, width)
 
@@ -107,6 +114,7 @@ def _open(data: bytes, extension: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise Rejected("too-large", str(error)) from error
     except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes; all mean the same here
+        _tell_memory(error)
         raise Rejected("header", str(error).partition("<_io.BytesIO")[0] or type(error).__name__) from error
 
 
@@ -114,8 +122,16 @@ def _load(image: Image.Image) -> None:
     try:
         image.load()
     except Exception as error:  # as in `_open`
+        _tell_memory(error)
         truncated = "truncated" in str(error) or isinstance(error, EOFError)
         raise Rejected("truncated" if truncated else "corrupt", str(error) or type(error).__name__) from error
+
+
+def _tell_memory(error: Exception) -> None:
+    """Raise OutOfMemory if that is what `error` is about; codecs have several words for it."""
+    words = ("out of memory", "insufficient memory", "bad_alloc", "cannot allocate memory")
+    if isinstance(error, MemoryError) or any(word in str(error).lower() for word in words):
+        raise OutOfMemory(str(error)) from error
 
 
 def _reencoded(image: Image.Image, short_side: int, quality: int) -> Screened:
@@ -137,11 +153,32 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def refused_by_training_decoder(images: Sequence[Screened]) -> list[Rejected | None]:
-    """For each image, why DALI's CPU decoder does not take it, or None. `images` must have passed `screen`."""
+    """For each image, why DALI's CPU decoder does not take it, or None. `images` must have passed `screen`.
+
+    The reason is Pillow's where it refuses the image too.
+
+    DALI can hang and crash on hostile bytes: `screener.Screener` calls this in a process that may die.
+    """
     with _quiet_stderr():
         if _decodes(images):
             return [None] * len(images)
-        return [None if _decodes([image]) else Rejected("decoder", "DALI does not decode it") for image in images]
+        return [None if _decodes([image]) else _reason(image) for image in images]
+
+
+def _reason(image: Screened) -> Rejected:
+    """Why an image that DALI does not decode is bad."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _load(_open(image.data, image.extension))
+        except Rejected as rejected:
+            return rejected
+    return Rejected("decoder", "DALI does not decode it")
+
+
+def prepare_training_decoder() -> None:
+    """Load DALI and build its decoder now, so that no image pays for it."""
+    _training_decoder()
 
 
 def gate_batches(images: Sequence[Screened]) -> Iterator[slice]:
@@ -161,8 +198,9 @@ def _decodes(images: Sequence[Screened]) -> bool:
     run = _training_decoder()
     try:
         shapes = run(images)
-    except RuntimeError:
+    except RuntimeError as error:
         _training_decoder.cache_clear()  # DALI calls a pipeline invalid once it has raised
+        _tell_memory(error)
         return False
     return shapes == [(image.height, image.width, 3) for image in images]
 

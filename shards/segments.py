@@ -3,7 +3,8 @@
 The reader serves samples in the order of its indexes and takes the same tar any number of times, so the list *is* the
 order: one pair for each run of samples that lie in the same tar, one line `i OFFSET SIZE` for each sample. Each pair
 costs DALI two memory mappings, and the kernel limits those per process (`vm.max_map_count`), so an order is served
-in segments. DALI trusts an index (a size beyond the file kills the process), so every entry is checked here.
+in segments. DALI trusts an index (a size beyond the file kills the process), so every entry is checked before
+(sample_check.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from shards.dataset import Dataset
-from shards.layout import TAR_BLOCK, DataError
-from shards.screening import Rejected, image_kind
 
 # Shares of the kernel's limit. Two pipelines are alive at a time, in training and again in evaluation: the one being
 # served and the next one being built. 2 x 3/7 + 2 x 1/15 < 1.
@@ -35,8 +33,6 @@ SCRATCH = Path("/dev/shm")  # memory: on a disk the thousands of small files of 
 _SCRATCH_SPARE = 2**30  # bytes that must be free there, of which a segment takes 60 MB for a moment
 
 _PREFIX = "maskwright-indexes-"  # of folders with a lock: who sweeps must not meet others
-_HEAD = 32  # bytes at an image's beginning that tell its format
-_READERS = 8  # threads, for storage that answers slowly
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +41,8 @@ class MicroBatch:
 
     epoch: int
     ids: np.ndarray  # int64 [B], sample ids
-    positions: np.ndarray  # int64 [B], places in the global batch
+    positions: np.ndarray  # int64 [B], places in the global batch; -1: fills the batch up, nobody's
+    step: int | None = None  # optimizer step, from 0; none in evaluation
 
 
 Segment = tuple[MicroBatch, ...]
@@ -130,49 +127,11 @@ def cut_segments(batches: Iterator[MicroBatch], tar: np.ndarray, most_pairs: int
         yield tuple(segment)
 
 
-def check_samples(dataset: Dataset, ids: np.ndarray) -> None:
-    """DataError naming a sample that does not lie inside its tar, or where no JPEG, PNG or WebP begins.
-
-    The beginnings are read because DALI's CPU decoder crashes on bytes that are no image (in 18 of 30 processes), as
-    a shard exchanged after it was indexed would hold them. A read is 2 microseconds when cached; it waits in several
-    threads, and it is the page that DALI reads next.
-    """
-    tars = np.unique(dataset.tar[ids])
-    with ThreadPoolExecutor(_READERS) as pool:
-        for _ in pool.map(lambda tar: _check_in_tar(dataset, int(tar), ids[dataset.tar[ids] == tar]), tars):
-            pass
-
-
-def _check_in_tar(dataset: Dataset, tar: int, ids: np.ndarray) -> None:
-    try:
-        file = open(dataset.paths[tar], "rb")
-    except OSError as error:
-        raise DataError(f"{dataset.paths[tar]}: {error.strerror}; restore the shard or index again") from error
-    with file:
-        held = os.fstat(file.fileno()).st_size
-        offset, size = dataset.offset[ids], dataset.size[ids]
-        outside = (offset < 0) | (size <= 0) | (offset > held - size) | (offset % TAR_BLOCK != 0)
-        if outside.any():
-            bad = ids[outside.argmax()]
-            raise DataError(
-                f"{dataset.name(bad)}: the index says {dataset.size[bad]} bytes at offset {dataset.offset[bad]}, but "
-                f"the tar holds {held} bytes and members begin at multiples of {TAR_BLOCK}; index the shards again"
-            )
-        for sample_id, start, length in zip(ids, offset.tolist(), size.tolist(), strict=True):
-            try:
-                image_kind(os.pread(file.fileno(), min(length, _HEAD), start))
-            except Rejected as rejected:
-                raise DataError(
-                    f"{dataset.name(sample_id)}: no image begins at offset {start}: {rejected}; index the shards again"
-                ) from rejected
-
-
 def write_segment(dataset: Dataset, ids: np.ndarray, folder: Path) -> tuple[list[str], list[str]]:
     """Write the index files of a segment into `folder`; return (tars, index files), one entry per pair.
 
-    Raises DataError as `check_samples` does.
+    The samples must have passed `shards.sample_check`: DALI trusts what stands here.
     """
-    check_samples(dataset, ids)
     starts = run_starts(dataset.tar[ids])
     ends = np.append(starts[1:], len(ids))
     lines = [

@@ -1,59 +1,81 @@
 """Which sample broke a batch: DALI fails a whole batch and often does not say which of its images it was.
 
-Each suspect is decoded alone, first by PIL, which survives anything, then by DALI's own decoder for the formats that
-only PIL knows. Training never goes on with a pipeline that has failed: it would deliver other samples without a word.
+Each suspect goes alone through the very graph that failed, with its own draws. The draws matter: of a JPEG whose end
+is lost DALI decodes a crop from its beginning without complaint. So whether a sample can be served is a function of
+(epoch, sample), the same whoever asks and whenever. PIL, which survives anything, says who is asked first.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import pipeline_def
+from nvidia.dali.data_node import DataNode
 
 from shards import reference
-from shards.dataset import Dataset
-from shards.layout import DataError
+from shards.columns import column_nodes
+from shards.feed import Feed
+from shards.sample_check import header_complaint
+from shards.segments import MicroBatch
 
 
-class UndecodableSample(DataError):
-    """Samples whose image could not be read or decoded as the index promises; `sample_ids` names them."""
+def find_undecodable(feed: Feed, batch: MicroBatch) -> dict[int, str]:
+    """Samples of a batch that cannot be served, with the reason for each in one line.
 
-    def __init__(self, message: str, sample_ids: list[int]) -> None:
-        super().__init__(message)
-        self.sample_ids = sample_ids
-
-
-def find_undecodable(dataset: Dataset, ids: np.ndarray) -> dict[int, str]:
-    """Of these samples those that cannot be read or decoded, or are not of the size that the index says.
-
-    Returns the reason for each, in one line.
+    Where PIL and DALI disagree about one sample while another is bad in the eyes of both, only the latter is found; a
+    second failure of the same batch finds the other.
     """
-    ids = np.unique(ids)
-    found = {int(i): reason for i in ids if (reason := _pil_complaint(dataset, i))}
-    return found or {int(i): reason for i in ids if (reason := _dali_complaint(dataset, i))}
+    ids = np.unique(batch.ids).tolist()
+    likely = [sample_id for sample_id in ids if pil_complaint(feed, sample_id)]
+    others = [sample_id for sample_id in ids if sample_id not in likely]
+    for group in (likely, others):
+        found = {i: reason for i in group if (reason := complaint(feed, batch.epoch, i))}
+        if found:
+            return found
+    return {}
 
 
-def _pil_complaint(dataset: Dataset, sample_id: int) -> str | None:
+def complaint(feed: Feed, epoch: int, sample_id: int) -> str | None:
+    """Why this sample cannot be served in this epoch, in one line; None if it can."""
+    encoded = np.frombuffer(reference.read_image(feed.dataset, sample_id), np.uint8)
+    if reason := header_complaint(feed.dataset, sample_id, encoded):
+        return reason
     try:
-        width, height = reference.decode(reference.read_image(dataset, sample_id)).size
+        _serve_alone(feed, epoch, sample_id, encoded)
+    except RuntimeError as error:
+        return pil_complaint(feed, sample_id) or _one_line(error)
+    return None
+
+
+def pil_complaint(feed: Feed, sample_id: int) -> str | None:
+    """What PIL says of an image that it cannot decode."""
+    encoded = reference.read_image(feed.dataset, sample_id)
+    try:
+        reference.decode(encoded)
     except Exception as error:  # PIL's plugins raise anything at all on bad bytes
         return _one_line(error)
-    promised = (dataset.height[sample_id], dataset.width[sample_id])
-    if (height, width) != promised:
-        return f"{height} x {width} pixels where the index says {promised[0]} x {promised[1]} (height x width)"
     return None
 
 
-def _dali_complaint(dataset: Dataset, sample_id: int) -> str | None:
-    encoded = np.frombuffer(reference.read_image(dataset, sample_id), np.uint8)
-    alone = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-    with alone:
-        source = fn.external_source(source=lambda: [encoded], dtype=types.UINT8, ndim=1)
-        alone.set_outputs(fn.decoders.image(source, device="cpu", output_type=types.RGB))
-    try:
-        alone.run()
-    except RuntimeError as error:
-        return _one_line(error)
-    return None
+def _serve_alone(feed: Feed, epoch: int, sample_id: int, encoded: np.ndarray) -> None:
+    """RuntimeError if DALI cannot make the sample's images of this epoch."""
+    alone = _graph_alone(
+        feed,
+        {"encoded": encoded[None], **feed.draws(epoch, np.array([sample_id]))},
+        batch_size=1,
+        num_threads=1,
+        device_id=feed.device_id,
+        prefetch_queue_depth=1,
+        exec_dynamic=True,
+    )
+    alone.build()
+    alone.run()
+
+
+@pipeline_def(enable_conditionals=True)
+def _graph_alone(feed: Feed, columns: dict[str, np.ndarray]) -> tuple[DataNode, ...]:
+    """The view's graph over one batch, the same again and again."""
+    nodes = column_nodes(columns, lambda: tuple(columns.values()))
+    return feed.view.graph(nodes["encoded"], nodes, feed.data, feed.device_id is not None)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 The manifest carries its own checksum and the sha256 of every other file, so any change is found; the index's crc32 of
 each sample then tells which sample it hit, and the tar's headers are read with `tarfile` and compared with both
-indexes. `quick` leaves out what needs all bytes of the tars.
+indexes. `quick` leaves out what needs all bytes of the tars; `decode` adds what no hash tells: that every image still
+decodes in the libraries of this machine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.dali_index import Member, format_dali_index
+from shards.decode_check import undecodable
 from shards.index import ShardIndex, parse_index, sample_checksums
 from shards.layout import (
     MANIFEST,
@@ -29,8 +31,9 @@ from shards.layout import (
     read_manifest,
     sha256_hex,
 )
+from shards.tar_contents import mapped, read_contents
 
-_THREADS = 8  # hashing does not hold Python's lock
+HASHING_THREADS = 8  # hashing does not hold Python's lock; more would wait for the disk
 
 
 class Finding(NamedTuple):
@@ -44,11 +47,16 @@ class Finding(NamedTuple):
         return f"{self.file}{':' if self.key else ''}{self.key}: {self.problem}"
 
 
-def verify(folder: Path, *, quick: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+def verify(
+    folder: Path, *, quick: bool = False, decode: bool = False, progress: Callable[[int, int], None] | None = None
+) -> list[Finding]:
     """Everything that is wrong with `folder`; empty when all is well. `progress(done, all)` counts bytes of tars.
 
-    Raises MissingData when there is no folder or no manifest: then nothing is promised.
+    Raises MissingData when there is no folder or no manifest: then nothing is promised. ValueError for `quick` and
+    `decode` together.
     """
+    if quick and decode:
+        raise ValueError("quick=True: leaves the images unread, decode=True needs them; choose one")
     try:
         manifest = read_manifest(folder)
     except DataError as error:
@@ -57,9 +65,11 @@ def verify(folder: Path, *, quick: bool = False, progress: Callable[[int, int], 
         return [Finding(MANIFEST, "", str(error))]
     findings = list(_check_names(folder, manifest))
     owners = {digest: r.file(suffix) for r in manifest.shards for suffix, digest in r.sha256.items()}
+    read = "nothing" if quick else "images" if decode else "bytes"
     done, total = 0, sum(record.bytes for record in manifest.shards)
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        reports = pool.map(lambda record: list(_check_shard(folder, record, manifest, owners, quick)), manifest.shards)
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores if decode else min(HASHING_THREADS, cores)) as pool:
+        reports = pool.map(lambda record: list(_check_shard(folder, record, manifest, owners, read)), manifest.shards)
         for record, report in zip(manifest.shards, reports, strict=True):
             findings += report
             done += record.bytes
@@ -85,9 +95,9 @@ def _check_names(folder: Path, manifest: Manifest) -> Iterator[Finding]:
 
 
 def _check_shard(
-    folder: Path, record: ShardRecord, manifest: Manifest, owners: Mapping[str, str], quick: bool
+    folder: Path, record: ShardRecord, manifest: Manifest, owners: Mapping[str, str], read: str
 ) -> Iterator[Finding]:
-    """The three files of one shard."""
+    """The three files of one shard; `read`: nothing, bytes or images of the tar."""
     contents: dict[str, bytes] = {}
     for suffix in ("npz", "idx"):
         name = record.file(suffix)
@@ -106,8 +116,13 @@ def _check_shard(
         yield Finding(record.file("npz"), "", str(error))
     if index:
         yield from _check_index(record, index, manifest)
+    tar = folder / record.file("tar")
     try:
-        yield from _check_tar(folder / record.file("tar"), record, index, contents, owners, quick)
+        found = list(_check_tar(tar, record, index, contents, owners, quick=read == "nothing"))
+        yield from found
+        if read == "images" and index and not found:
+            for key, problem in undecodable(tar, index, manifest.plan["max_pixels"]):
+                yield Finding(tar.name, key, problem)
     except OSError as error:
         yield _unreadable(record.file("tar"), error)
 
@@ -129,6 +144,7 @@ def _check_tar(
     index: ShardIndex | None,
     contents: Mapping[str, bytes],
     owners: Mapping[str, str],
+    *,
     quick: bool,
 ) -> Iterator[Finding]:
     size = file.stat().st_size
@@ -149,7 +165,8 @@ def _damaged_samples(file: Path, index: ShardIndex) -> Iterator[Finding]:
     """Which samples of a changed tar are not as they were written."""
     if file.stat().st_size != index.tar_size:
         return
-    found = sample_checksums(memoryview(file.read_bytes()), index.arrays)
+    with mapped(file) as tar:
+        found = sample_checksums(tar, index.arrays)
     for key, good in zip(index.arrays["key"], found == index.arrays["crc32"], strict=True):
         if not good:
             yield Finding(file.name, key.decode(), "changed: crc32 differs from the index")
@@ -157,16 +174,8 @@ def _damaged_samples(file: Path, index: ShardIndex) -> Iterator[Finding]:
 
 def _check_headers(file: Path, index: ShardIndex, dali: bytes | None) -> Iterator[Finding]:
     """Both indexes against what the tar itself says."""
-    samples: dict[str, list[Member]] = {}
-    about: dict[str, dict[str, bytes]] = {}
     try:
-        with tarfile.open(file, "r:") as tar:
-            for header in tar:
-                key, _, extension = header.name.partition(".")
-                samples.setdefault(key, []).append(Member(extension, header.offset_data, header.size, header.name))
-                stream = tar.extractfile(header) if extension in ("cls", "json") else None
-                if stream:
-                    about.setdefault(key, {})[extension] = stream.read()
+        samples, about = read_contents(file)
     except (tarfile.TarError, OSError) as error:
         yield Finding(file.name, "", f"not a readable tar: {error}")
         return
@@ -175,7 +184,7 @@ def _check_headers(file: Path, index: ShardIndex, dali: bytes | None) -> Iterato
         return
     for position, (key, members) in enumerate(samples.items()):
         row = {name: array[position] for name, array in index.arrays.items()}
-        problem = _row_problem(row, members, about.get(key, {}))
+        problem = _row_problem(row, members, about[key])
         if problem:
             yield Finding(file.name, key, problem)
     if dali is not None and format_dali_index(list(samples.values())).encode() != dali:

@@ -7,17 +7,14 @@ stay for ever when the parent is killed.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from shards.planning import ShardPlan
+from shards.processes import end_with_parent
 from shards.writer import ShardResult, make_shard
 
 Submit = Callable[[Path, Path, ShardPlan], Future[ShardResult]]
@@ -63,18 +60,10 @@ def borrowed(executor: Executor) -> Iterator[tuple[Submit, None]]:
 
 
 def _start(stop: Any, counters: Any) -> None:
-    """Set up a worker: Ctrl-C is the parent's business, and the parent's death ends the worker."""
+    """Set up a worker."""
     global _links
     _links = (stop, counters)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _die_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
+    end_with_parent()
 
 
 def _make(root: Path, out: Path, part: ShardPlan) -> ShardResult:

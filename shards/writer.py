@@ -13,8 +13,9 @@ import json
 import mmap
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -26,13 +27,16 @@ from shards.dali_index import Member, format_dali_index
 from shards.index import ShardIndex, format_index, parse_index, sample_checksums
 from shards.layout import TAR_BLOCK, DataError, Rejection, ShardRecord, padded, sha256_hex, shard_name
 from shards.planning import Item, ShardPlan
-from shards.screening import Rejected, Screened, gate_batches, refused_by_training_decoder, screen
+from shards.screener import BYTES, Rules, Screener, kept_screener
+from shards.screening import Rejected, Screened
 from shards.sources.reading import read_image
 
 if TYPE_CHECKING:
     from webdataset.writer import TarWriter
 
-_SCREENED_AHEAD = 64  # images held in memory between Pillow's check and DALI's
+_SCREENED_AHEAD = 64  # images read and screened together ...
+_BYTES_AHEAD = 2**26  # ... but not more bytes than these, unless one image has them alone
+_LARGEST_FILE = BYTES  # bytes: a larger image could not be decoded within the limit of memory
 HIDDEN_SUFFIX = ".tmp"  # of files that are being written
 
 
@@ -64,7 +68,8 @@ def make_shard(root: Path, out: Path, part: ShardPlan, tick: Callable[[bool], No
     name = shard_name(part.number)
     rejected: list[Rejection] = []
     with hidden_file(out / f"{name}.tar") as (stream, publish):
-        rows = _write_tar(stream, _judged(root, part), rejected, tick)
+        with closing(_judged(root, part)) as judged:  # whatever happens, nobody screens on afterwards
+            rows = _write_tar(stream, judged, rejected, tick)
         if not rows:
             return ShardResult(part.number, None, tuple(rejected))
         arrays = _arrays(rows)
@@ -127,30 +132,63 @@ def write_file(final: Path, data: bytes) -> None:
         publish()
 
 
+def quarantine_text(rejected: Iterable[Rejection]) -> bytes:
+    """The file about all images that were left out of a folder, one line each."""
+    return "".join(json.dumps(entry._asdict(), sort_keys=True) + "\n" for entry in sorted(rejected)).encode("ascii")
+
+
 def _judged(root: Path, part: ShardPlan) -> Iterator[tuple[Item, Screened | Rejection]]:
-    """Every image of the part in its order, screened by Pillow and then by the decoder of the training."""
-    for start in range(0, len(part.items), _SCREENED_AHEAD):
-        items = part.items[start : start + _SCREENED_AHEAD]
-        verdicts = [_read_and_screen(root, item, part) for item in items]
-        passed = [position for position, verdict in enumerate(verdicts) if isinstance(verdict, Screened)]
-        images = [verdict for verdict in verdicts if isinstance(verdict, Screened)]
-        for batch in gate_batches(images):
-            for position, refusal in zip(passed[batch], refused_by_training_decoder(images[batch]), strict=True):
-                if refusal:
-                    verdicts[position] = _rejection(items[position], refusal, read_image(root, items[position]))
-        yield from zip(items, verdicts, strict=True)
+    """Every image of the part in its order, with its verdict; the next images are screened while these are written."""
+    options = part.options
+    rules = Rules(max_pixels=options.max_pixels, short_side=options.short_side, quality=options.quality)
+    screener = kept_screener()  # used by the thread below alone
+    with ThreadPoolExecutor(1) as ahead:
+        screened: Future[list[tuple[Item, Screened | Rejection]]] | None = None
+        for items in _chunks(part.items):
+            following = ahead.submit(_judged_together, root, items, screener, rules)
+            if screened:
+                yield from screened.result()
+            screened = following
+        if screened:
+            yield from screened.result()
 
 
-def _read_and_screen(root: Path, item: Item, part: ShardPlan) -> Screened | Rejection:
-    data = b""
+def _judged_together(
+    root: Path, items: Sequence[Item], screener: Screener, rules: Rules
+) -> list[tuple[Item, Screened | Rejection]]:
+    """Read and screen some images in one request."""
+    contents = [_read(root, item) for item in items]
+    images = [content for content in contents if isinstance(content, bytes)]
+    verdicts = iter(screener.judge(images, rules) if images else ())
+    judged: list[tuple[Item, Screened | Rejection]] = []
+    for item, content in zip(items, contents, strict=True):
+        verdict = content if isinstance(content, Rejected) else next(verdicts)
+        data = b"" if isinstance(content, Rejected) else content
+        judged.append((item, _rejection(item, verdict, data) if isinstance(verdict, Rejected) else verdict))
+    return judged
+
+
+def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Cut `items` into runs that are read and screened together: few enough, and small enough to be held."""
+    start = size = 0
+    for position, item in enumerate(items):
+        size += item.size
+        if position > start and (size > _BYTES_AHEAD or position - start == _SCREENED_AHEAD):
+            yield items[start:position]
+            start, size = position, item.size
+    yield items[start:]
+
+
+def _read(root: Path, item: Item) -> bytes | Rejected:
+    """The bytes of an image, or why it is left out unread."""
     try:
         if item.problem:
-            raise Rejected(*item.problem)
-        data = read_image(root, item)
-        options = part.options
-        return screen(data, max_pixels=options.max_pixels, short_side=options.short_side, quality=options.quality)
+            return Rejected(*item.problem)
+        if item.size > _LARGEST_FILE:
+            return Rejected("too-large", f"{item.size:,} bytes, the limit is {_LARGEST_FILE:,}")
+        return read_image(root, item)
     except Rejected as rejected:
-        return _rejection(item, rejected, data)
+        return rejected
 
 
 def _rejection(item: Item, rejected: Rejected, data: bytes) -> Rejection:

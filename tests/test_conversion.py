@@ -7,10 +7,6 @@ import io
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +21,7 @@ from PIL import Image
 from shards.conversion import ConversionFailed, convert
 from shards.layout import MAX_KEY, DataError, MissingData, escape_key, read_manifest, unescape_key
 from shards.planning import Options, Plan, make_plan, sample_keys
+from shards.screener import Rules, Screener
 from shards.screening import Rejected, refused_by_training_decoder, screen
 from shards.sources import class_folders
 from shards.sources.class_folders import list_class_folders
@@ -32,9 +29,6 @@ from shards.sources.listing import Entry
 from shards.writer import make_shard
 from tests.images import encode, jpeg_bytes, make_class_folders, smooth_picture
 from tools.make_shards import main
-
-ROOT = Path(__file__).resolve().parents[1]
-TOOL = [sys.executable, str(ROOT / "tools" / "make_shards.py")]
 
 
 def plan_of(source: Path, **options: object) -> Plan:
@@ -169,38 +163,6 @@ def test_rerun_makes_only_what_is_missing(source, shards, tmp_path):
     assert convert(plan, out, num_workers=1).made == 0
 
 
-def test_killed_at_any_moment_then_rerun(tmp_path):
-    make_class_folders(tmp_path / "source", classes=3, per_class=40)
-    command = [*TOOL, str(tmp_path / "source"), str(tmp_path / "out"), "--workers", "2", "--samples-per-shard", "3"]
-    out, rng, killed = tmp_path / "out", random.Random(0), 0
-    for _ in range(5):
-        seen = len(list(out.iterdir())) if out.exists() else 0
-        process = subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL)
-        enough = seen + rng.randrange(1, 7)
-        while process.poll() is None and (not out.exists() or len(list(out.iterdir())) < enough):
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.02))
-        os.kill(process.pid, signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        assert not (out / "manifest.json").exists()
-    assert killed == 5
-    assert subprocess.run(command, cwd="/", stdout=subprocess.DEVNULL).returncode == 0
-    convert(plan_of(tmp_path / "source", samples_per_shard=3), tmp_path / "straight", num_workers=2)
-    assert contents(out) == contents(tmp_path / "straight")
-
-
-def test_no_space_left_then_rerun(source, shards, tmp_path):
-    """A file size limit stands for a full disk: the error names the file, nothing half-made stays."""
-    out = tmp_path / "out"
-    limited = f"ulimit -f 8; exec {' '.join(TOOL)} {source} {out} --samples-per-shard 4 --workers 1"
-    result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, cwd="/")
-    assert result.returncode == 1 and "File too large" in result.stderr and f"{out}/shard-" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert set(contents(out)) == {"plan.json"}
-    convert(plan_of(source), out, num_workers=1)
-    assert contents(out) == contents(shards)
-
-
 def test_interrupted_leaves_nothing_hidden(source, tmp_path):
     def interrupt(kept: int, rejected: int) -> None:
         if kept:
@@ -311,6 +273,15 @@ def verdict(data: bytes) -> str:
 @pytest.mark.parametrize("reason", BAD)
 def test_bad_images_are_named(reason):
     assert {name: verdict(data) for name, data in BAD[reason].items()} == dict.fromkeys(BAD[reason], reason)
+
+
+def test_decoding_once_finds_the_same():
+    """The converter lets DALI decode and asks Pillow only for reasons."""
+    bad = {name: (reason, data) for reason, kinds in BAD.items() for name, data in kinds.items()}
+    images = [*(data for _, data in bad.values()), *KEPT.values()]
+    verdicts = Screener().judge(images, Rules(max_pixels=64_000_000))
+    found = [verdict.reason if isinstance(verdict, Rejected) else verdict.data for verdict in verdicts]
+    assert found == [*(reason for reason, _ in bad.values()), *KEPT.values()]
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", GOOD[:200], PNG[:60], b"RIFF\0\0\0\0WEBPVP8 "]))

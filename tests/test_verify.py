@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shards.conversion import convert
 from shards.layout import MissingData
@@ -61,6 +64,34 @@ def test_every_changed_byte_is_found(made, shards):
             assert name in names(shards), f"{name} at {at}"
         (shards / name).write_bytes(data)
     assert verify(shards) == []
+
+
+def as_made(made: dict[str, bytes], **changed: bytes) -> set[str]:
+    """Names with findings in a folder as it was made, but for the contents `changed`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in {**made, **changed}.items():
+            (Path(folder) / name).write_bytes(data)
+        return names(Path(folder))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_changed_byte_of_any_file_is_found(made, data):
+    name = data.draw(st.sampled_from(sorted(made)))
+    at = data.draw(st.integers(0, len(made[name]) - 1))
+    changed = bytearray(made[name])
+    changed[at] ^= data.draw(st.integers(1, 255))
+    assert name in as_made(made, **{name: bytes(changed)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_cut_or_foreign_content_is_found(made, data):
+    name, other = (data.draw(st.sampled_from(sorted(made))) for _ in range(2))
+    cut = made[name][: data.draw(st.integers(0, len(made[name]) - 1))]
+    assert name in as_made(made, **{name: cut})
+    assert name in as_made(made, **{name: made[name] + data.draw(st.binary(min_size=1, max_size=9))})
+    assert other == name or name in as_made(made, **{name: made[other]})
 
 
 def test_a_changed_sample_is_named(made, shards):

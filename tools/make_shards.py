@@ -7,6 +7,7 @@ files (Hugging Face), or a list of lines `PATH LABEL`. Shards that exist are use
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -30,6 +31,7 @@ EPILOG = """examples:
   python tools/make_shards.py ILSVRC2012_img_val.tar data/val --labels ILSVRC2012_devkit_t12.tar.gz --no-shuffle
   python tools/make_shards.py hub/imagenet-1k data/imagenet/val --source-split validation --no-shuffle
   python tools/make_shards.py images.tsv data/mine --root /data/images
+  python tools/make_shards.py /data/imagenet/train data/imagenet/train --scheduler tcp://10.0.0.1:8786
 
 Killed or interrupted, the same command goes on where it was. Original bytes are kept unless --short-side is given.
 """
@@ -49,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--source-split", default="train", metavar="NAME", help="of parquet files (%(default)s)")
     result.add_argument("out", metavar="OUT", type=Path, help="new or half-made folder of shards")
     result.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    result.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of dask.distributed: its workers make the shards, not this machine's"
+    )
     result.add_argument("--seed", type=int, default=default.seed, metavar="S", help="of the shuffle (%(default)s)")
     result.add_argument("--no-shuffle", action="store_true", help="sorted order, for validation sets")
     result.add_argument("--samples-per-shard", type=int, default=default.samples_per_shard, metavar="N")
@@ -61,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--quality", type=int, default=default.quality, metavar="Q", help="JPEG, with --short-side")
     result.add_argument("--split", help="name for timm (default: train, or validation with --no-shuffle)")
     result.add_argument("--follow-symlinks", action="store_true", help="accept links that leave SRC")
-    result.add_argument("--dry-run", action="store_true", help="list and plan, write nothing")
+    result.add_argument("--dry-run", action="store_true", help="plan, estimate the time, write nothing")
     result.add_argument("--debug", action="store_true", help="show tracebacks")
     return result
 
@@ -79,6 +84,8 @@ def convert_folder(args: argparse.Namespace) -> int:
 
     from shards.planning import make_plan
 
+    if args.scheduler and args.workers is not None:
+        raise ValueError(f"workers={args.workers}: the cluster has its own; leave it out with --scheduler")
     listing = list_images(args)
     options = Options(
         samples_per_shard=args.samples_per_shard,
@@ -91,7 +98,7 @@ def convert_folder(args: argparse.Namespace) -> int:
     with Console(stderr=True).status(f"planning {len(listing.entries):,} images"):
         plan = make_plan(listing, options)
     if args.dry_run:
-        print_plan(plan)
+        print_plan(plan, args.workers or os.cpu_count() or 1)
         return 0
     began = time.monotonic()
     report = convert_with_bar(plan, args)
@@ -152,13 +159,22 @@ def convert_with_bar(plan: Plan, args: argparse.Namespace) -> Report:
             speed = bar.tasks[0].speed or 0.0
             bar.update(task, completed=kept + rejected, rejected=rejected, rate=speed)
 
-        return convert(
-            plan, args.out, num_workers=args.workers, max_bad_fraction=args.max_bad_fraction, progress=progress
-        )
+        common = {"max_bad_fraction": args.max_bad_fraction, "progress": progress}
+        if args.scheduler:
+            from shards.cluster import convert_on_cluster
+
+            return convert_on_cluster(plan, args.out, args.scheduler, **common)
+        return convert(plan, args.out, num_workers=args.workers, **common)
 
 
-def print_plan(plan: Plan) -> None:
-    """What --dry-run says."""
+def print_plan(plan: Plan, num_workers: int) -> None:
+    """What --dry-run says; a few images are converted to tell the time."""
+    from rich.console import Console
+
+    from shards.estimate import estimate
+
+    with Console(stderr=True).status("converting a few images"):
+        guess = estimate(plan, num_workers)
     listing = plan.listing
     print_rows(
         "plan (nothing was written)",
@@ -167,10 +183,19 @@ def print_plan(plan: Plan) -> None:
             "classes": f"{len(listing.classes):,}",
             "bytes": f"{listing.bytes:,}",
             "shards": f"{len(plan.shards):,} of {plan.options.samples_per_shard:,} samples",
+            "bytes of shards": f"about {guess.bytes:,}",
+            "time": f"about {duration(guess.seconds)} with {num_workers} workers",
+            "estimated from": f"{guess.sampled:,} images converted on one core, {guess.rejected:,} rejected",
             "order": f"shuffled with seed {plan.options.seed}" if plan.options.shuffle else "sorted",
             "rejected unread": f"{sum(entry.problem is not None for entry in listing.entries):,}",
         },
     )
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours with two digits that mean something."""
+    unit, size = next((u, n) for u, n in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if seconds >= n or n == 1)
+    return f"{seconds / size:.1f} {unit}"
 
 
 def print_report(report: Report, seconds: float, out: Path) -> None:

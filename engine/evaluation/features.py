@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.feeding import patience
 from engine.runtime import Runtime
+from engine.start_up import require_labels
 from recipes.schema import Recipe
+from shards.bad_samples import BadSamples
 from shards.dataset import Dataset
 from shards.loader import EvaluationLoader
 
@@ -40,19 +44,38 @@ def spread(num_samples: int, limit: int) -> np.ndarray:
     return np.unique(np.linspace(0, num_samples - 1, min(limit, num_samples)).round().astype(np.int64))
 
 
+def share(num_samples: int, limit: int, rank: int, world_size: int) -> np.ndarray:
+    """The samples of `spread` that this rank looks at: int64 [n]; the ranks' parts, joined in their order, are all."""
+    return np.array_split(spread(num_samples, limit), world_size)[rank]
+
+
 @torch.no_grad()
-def extract(encode: Encode, dataset: Dataset, limit: int, recipe: Recipe, runtime: Runtime) -> Labelled:
-    """Features of at most `limit` samples, in order, on every rank; the ranks share the work. Collective."""
-    part = np.array_split(spread(len(dataset), limit), runtime.world_size)[runtime.rank]
+def extract(
+    encode: Encode,
+    dataset: Dataset,
+    limit: int,
+    recipe: Recipe,
+    runtime: Runtime,
+    bad_samples: BadSamples | None = None,
+) -> Labelled:
+    """Features of at most `limit` samples, in order, on every rank; the ranks share the work. Collective.
+
+    Each sample counts once; those that data.on_bad_sample=quarantine leaves out are told to `bad_samples`.
+    ValueError where a sample has no label.
+    """
+    require_labels(dataset, str(dataset.folder))
+    part = share(len(dataset), limit, runtime.rank, runtime.world_size)
     features, labels = [], []
     if len(part):
         loader = EvaluationLoader(
             dataset,
             part,
-            data=recipe.data,
+            data=replace(recipe.data, timeout=patience(recipe.data, runtime)),
             batch=recipe.evaluation.batch,
             device=runtime.device,
+            rank=runtime.rank,
             local_world_size=runtime.local_world_size,
+            bad_samples=bad_samples,
         )
         with loader, torch.autocast(runtime.device.type, torch.bfloat16, enabled=recipe.precision != "fp32"):
             for batch in loader:

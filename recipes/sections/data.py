@@ -9,6 +9,7 @@ from recipes.checks import require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LONGEST_TIMEOUT = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,13 @@ class Data:
     threads: int = 0  # decoding threads per rank; 0: the node's cores shared by its ranks
     prefetch: int = 2  # batches prepared ahead
     hw_decoder_load: float = 0.9  # share of JPEGs for the GPU's hardware decoder, where it has one
+    # A sample that cannot be decoded ends the run, or is named and replaced by the next that can.
+    on_bad_sample: Literal["fail", "quarantine"] = "fail"
+    max_bad_fraction: float = 0.001  # quarantine: the run ends when more of the samples are bad, but for a single one
+    timeout: float = 600.0  # seconds without a batch after which the run ends with a stack dump; 0: waits for ever
+    # data.train and data.val may be URLs of folders of shards (http, s3, ...): they are fetched before the first step.
+    cache: str = ""  # folder for fetched shards; empty: $XDG_CACHE_HOME/maskwright/shards, or ~/.cache/...
+    fetch_tries: int = 5  # times that a file is asked for, with pauses of 1, 2, 4, ... seconds
 
     def __post_init__(self) -> None:
         require(self.image_size >= 1, f"data.image_size={self.image_size}: at least 1 pixel is needed")
@@ -74,3 +82,12 @@ class Data:
             f"data.hw_decoder_load={self.hw_decoder_load}: a share in [0, 1] is needed",
         )
         require(min(self.std) > 0, f"data.std={self.std}: positive numbers are needed")
+        require(
+            0 <= self.max_bad_fraction < 1,
+            f"data.max_bad_fraction={self.max_bad_fraction:g}: a share in [0, 1) is needed",
+        )
+        require(
+            0 <= self.timeout <= LONGEST_TIMEOUT,
+            f"data.timeout={self.timeout:g}: 0 (off) to {LONGEST_TIMEOUT:,} seconds are needed",
+        )
+        require(self.fetch_tries >= 1, f"data.fetch_tries={self.fetch_tries}: at least 1 is needed")

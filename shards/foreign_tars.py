@@ -1,0 +1,315 @@
+"""A tar that somebody else made: where every file in it lies. Strict, fast, and without reading the files.
+
+A tar has no checksum over its data and no table of contents, so all that can be wrong with it must be looked for:
+every header's checksum, numbers in their plain form, files that lie inside the tar, an end that is marked (a tar that
+was cut between two files looks whole otherwise) and nothing behind it. What is not a regular file is refused and
+nothing is ever extracted. One read of 2 kB brings a header, what is small behind it, the next header and an image's
+beginning, so a sample costs about one read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from shards.layout import TAR_BLOCK, DataError, padded
+from shards.tar_headers import KIND, named, names_of, odd_name, parse_pax, parse_size, plain_sizes, right_checksums
+
+_READ = 2048  # bytes at once
+_TOGETHER = 4096  # files whose headers are checked at once
+_HEAD = 1024  # bytes of a file's beginning that are kept where they were read anyway
+_HASHED = 157  # bytes of a header: name, owner, time, size, checksum of all, kind
+_MOST_EXTENDED = 65_536  # bytes of a pax or GNU header: names, times, owners
+_LONGEST_NAME = 1024  # bytes
+_END = bytes(TAR_BLOCK)
+
+_REGULAR, _REGULAR_ONCE, _FOLDER = ord("0"), 0, ord("5")
+_PAX, _PAX_GLOBAL, _LONG_NAME = ord("x"), ord("g"), ord("L")
+_REFUSED = {
+    ord("1"): "a hard link", ord("2"): "a symbolic link", ord("3"): "a device", ord("4"): "a device",
+    ord("6"): "a pipe", ord("S"): "a sparse file", ord("K"): "a link",
+}  # fmt: skip
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_AGAIN = "copy or download it again"
+
+# Where a file lies: first byte of its first header, first byte of its data, bytes of data, and the data's beginning,
+# as much of it as came with the header (all, if it is small).
+Place = tuple[int, int, int, bytes]
+
+
+@dataclass
+class _Found:
+    """What one stretch of a tar holds, before it is checked."""
+
+    blocks: list[bytes] = field(default_factory=list)  # all headers
+    files: list[Place] = field(default_factory=list)
+    others: dict[int, int] = field(default_factory=dict)  # places of the headers that are no file's, by row
+    long_name: dict[int, bytes] = field(default_factory=dict)  # by file: names that do not fit into its header
+    long_size: list[int] = field(default_factory=list)  # files whose size does not stand in their header
+    begins: dict[int, int] = field(default_factory=dict)  # by file: where its first extended header begins
+    pending: dict[bytes, bytes] = field(default_factory=dict)  # name or size of the next file, from extended headers
+
+    def forget_extended(self) -> None:
+        """Extended headers were read, and no file comes that they would belong to."""
+        self.begins.pop(len(self.files), None)
+        self.pending.clear()
+
+    def place(self, row: int) -> int:
+        """Where a header lies in the tar."""
+        file = row - sum(other < row for other in self.others)
+        return self.others[row] if row in self.others else self.files[file][1] - TAR_BLOCK
+
+
+class ForeignTar:
+    """An open tar, to be used in a `with`."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError where there is no such file, or a folder, or nothing in it."""
+        self.path = path
+        self._headers = hashlib.sha256()
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise self.fault(error.strerror or str(error), "restore the tar") from error
+        status = os.fstat(self._descriptor)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode) or not self.size:
+            os.close(self._descriptor)
+            raise self.fault("an empty file" if stat.S_ISREG(status.st_mode) else "not a file")
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # else the kernel reads the images too
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    @property
+    def headers_sha256(self) -> str:
+        """sha256 over all headers, once `stretches` has come to its end.
+
+        Over their first 157 bytes, which end with the checksum of the rest and the kind, and over the data of pax and
+        long-name headers.
+        """
+        return self._headers.hexdigest()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the tar; DataError if it ends before."""
+        try:
+            data = os.pread(self._descriptor, size, offset)
+            while 0 < len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
+                data += more
+        except OSError as error:
+            raise self.fault(f"byte {offset:,}: {error.strerror}") from error
+        if len(data) != size:
+            raise self.fault(f"cut at byte {offset + len(data):,}")
+        return data
+
+    def fault(self, problem: str, remedy: str = _AGAIN) -> DataError:
+        """The error that names this tar."""
+        return DataError(f"{self.path}: {problem}; {remedy}")
+
+    def stretches(self, begin: int = 0, most: int = _TOGETHER) -> Iterator[tuple[list[bytes], list[Place]]]:
+        """Names and places of all regular files from the header at byte `begin` on; folders are left out.
+
+        They come when their headers have been checked, about `most` at a time: so far is read ahead. Raises
+        DataError, naming the tar, the place and the file, for anything that is not exactly a whole tar of regular
+        files.
+        """
+        position: int | None = begin
+        while position is not None:
+            found = _Found()
+            try:
+                position = self._collect(position, most, found)
+            except DataError:
+                self._check(found)  # a damaged header leads astray: then it is the cause
+                raise
+            except OSError as error:
+                raise self.fault(f"behind byte {position:,}: {error.strerror}") from error
+            names = self._check(found)
+            for file, begin in found.begins.items():
+                found.files[file] = (begin, *found.files[file][1:])
+            yield names, found.files
+
+    def _collect(self, position: int, most: int, found: _Found) -> int | None:
+        """Go from header to header; returns the place of the next, or None at the end of the archive."""
+        descriptor, end, files, blocks, pending = self._descriptor, self.size, found.files, found.blocks, found.pending
+        chunk, base, last = b"", position, -1  # what was read, where it begins, and its last whole block in it
+        while True:
+            at = position - base
+            if at > last:
+                if len(files) >= most and len(files) not in found.begins:
+                    return position
+                chunk, base, at = os.pread(descriptor, _READ, position), position, 0
+                last = len(chunk) - TAR_BLOCK
+                if last < 0:
+                    raise self._cut(position)
+            data = at + TAR_BLOCK
+            header = chunk[at:data]
+            if header[KIND] != _REGULAR or pending:
+                after = self._unusual(chunk[at:], position, found)
+                if after is None:
+                    return None
+                position = after
+                continue
+            try:
+                size = int(header[124:135], 8)  # `plain_sizes` allows nothing but digits there
+            except ValueError:
+                size = parse_size(header)
+            position += TAR_BLOCK
+            if not 0 <= size <= end - position:
+                raise self._beyond(header, position - TAR_BLOCK)
+            blocks.append(header)
+            files.append((position - TAR_BLOCK, position, size, chunk[data : data + (size if size < _HEAD else _HEAD)]))
+            position += size + TAR_BLOCK - 1 & -TAR_BLOCK
+
+    def _unusual(self, chunk: bytes, position: int, found: _Found) -> int | None:
+        """Whatever is not a file in its plain form; returns the place of the next header, None at the end.
+
+        `chunk` begins with the header and holds what was read behind it.
+        """
+        header, data = chunk[:TAR_BLOCK], position + TAR_BLOCK
+        kind = header[KIND]
+        if header == _END:
+            self._check_end(position, found)
+            return None
+        size = parse_size(header)
+        if kind in _REFUSED:
+            raise self._refusal(header, position, f"is {_REFUSED[kind]}", "images must be regular files: repack it")
+        if not 0 <= size <= self.size - data:
+            raise self._beyond(header, position)
+        if kind in (_PAX, _PAX_GLOBAL, _LONG_NAME):
+            found.others[len(found.blocks)] = position
+            found.blocks.append(header)
+            self._extend(found, kind, data, size, chunk[TAR_BLOCK : TAR_BLOCK + size])
+        elif kind in (_REGULAR, _REGULAR_ONCE):
+            size = self._apply(found, size, position)
+            found.blocks.append(header)
+            found.files.append((position, data, size, chunk[TAR_BLOCK : TAR_BLOCK + min(size, _HEAD)]))
+        elif kind == _FOLDER and not size:
+            found.others[len(found.blocks)] = position
+            found.blocks.append(header)
+            found.forget_extended()
+        else:
+            what = "is a folder with data" if kind == _FOLDER else f"is of the unknown kind {chr(kind)!r}"
+            raise self._refusal(header, position, what, "repack it")
+        return data + padded(size)
+
+    def _refusal(self, header: bytes, position: int, problem: str, remedy: str = _AGAIN) -> DataError:
+        """What is wrong with a file, or that its header is damaged, if it is."""
+        if not right_checksums(np.frombuffer(header, np.uint8)[None])[0]:
+            return self._damaged(header, position)
+        return self.fault(f"{named(header, position)} {problem}", remedy)
+
+    def _damaged(self, header: bytes, position: int) -> DataError:
+        if not position and header.startswith(_COMPRESSED):
+            return self.fault("compressed", "unpack it once (for example gunzip): samples are read in any order")
+        return self.fault(f"{named(header, position)}: the header is damaged (checksum or magic)")
+
+    def _beyond(self, header: bytes, position: int) -> DataError:
+        size = parse_size(header)
+        if size < 0:
+            return self._refusal(header, position, f"has the size {header[124:136]!r}: no number, or a negative one")
+        return self._refusal(header, position, f"should have {size:,} bytes, the tar has {self.size:,}: it was cut")
+
+    def _extend(self, found: _Found, kind: int, data: int, size: int, content: bytes) -> None:
+        """Take in a pax or GNU header: what it says holds for the next file."""
+        if size > _MOST_EXTENDED:
+            raise self.fault(f"byte {data:,}: an extended header of {size:,} bytes; up to {_MOST_EXTENDED:,} are read")
+        if len(content) < size:
+            content = self.read(data, size)
+        self._headers.update(content)
+        records = {b"path": content.rstrip(b"\0")} if kind == _LONG_NAME else parse_pax(content)
+        if records is None:
+            raise self.fault(f"byte {data:,}: a pax header that cannot be read")
+        if b"GNU.sparse" in content and any(name.startswith(b"GNU.sparse") for name in records):
+            raise self.fault(f"byte {data:,}: the next file is sparse", "repack it")
+        if kind != _PAX_GLOBAL:
+            found.begins.setdefault(len(found.files), data - TAR_BLOCK)
+            if b"path" in records or b"size" in records:  # the rest is times and owners
+                found.pending.update(records)
+        elif records.keys() & {b"path", b"size"}:
+            raise self.fault(f"byte {data:,}: a global pax header with a name or size for all files", "repack it")
+
+    def _apply(self, found: _Found, size: int, position: int) -> int:
+        """What the extended headers before a file say about it; returns its size."""
+        name, text = found.pending.get(b"path"), found.pending.get(b"size")
+        found.pending.clear()
+        if name is not None:
+            found.long_name[len(found.files)] = name
+        if text is None:
+            return size
+        if not (text.isdigit() and len(text) <= 18) or int(text) > self.size - position - TAR_BLOCK:
+            raise self.fault(f"byte {position:,}: a pax header with the size {text[:30]!r}, the tar has {self.size:,}")
+        found.long_size.append(len(found.files))
+        return int(text)
+
+    def _cut(self, position: int) -> DataError:
+        rest = self.size - position
+        if rest == 0:
+            return self.fault(
+                f"ends at byte {position:,} without the end-of-archive blocks: it may have been cut between two files "
+                "and have lost samples",
+                f"{_AGAIN}, or repack it if it is known to be whole",
+            )
+        if not position:
+            return self.fault(f"{self.size:,} bytes are no tar")
+        where = "inside the header" if rest > 0 else "in the padding"
+        return self.fault(f"cut {where} at byte {min(position, self.size):,}")
+
+    def _check_end(self, position: int, found: _Found) -> None:
+        """Two blocks of zeros end a tar, and only zeros may follow."""
+        if len(found.files) in found.begins:
+            raise self.fault(f"byte {position:,}: an extended header at the end, and no file that it belongs to")
+        if self.size - position < 2 * TAR_BLOCK:
+            raise self.fault(f"ends at byte {self.size:,} with half of the end-of-archive mark: it was cut")
+        for begin in range(position, self.size, 2**20):
+            rest = self.read(begin, min(2**20, self.size - begin))
+            if rest.count(0) != len(rest):
+                raise self.fault(
+                    f"more data after its end at byte {position:,}: two tars in one file, or a block of zeros inside",
+                    "samples behind it would be lost: repack it",
+                )
+
+    def _check(self, found: _Found) -> list[bytes]:
+        """Check every header of a stretch; returns the files' names."""
+        if not found.blocks:
+            return []
+        table = np.frombuffer(b"".join(found.blocks), np.uint8).reshape(-1, TAR_BLOCK)
+        self._headers.update(np.ascontiguousarray(table[:, :_HASHED]))
+        right = right_checksums(table)
+        if not right.all():
+            row = int(np.argmin(right))
+            raise self._damaged(found.blocks[row], found.place(row))
+        if found.others:
+            table = np.delete(table, list(found.others), axis=0)
+        right = plain_sizes(table, [size for _, _, size, _ in found.files])
+        right[found.long_size] = True
+        if not right.all():
+            file = int(np.argmin(right))
+            header = table[file].tobytes()
+            where = named(header, found.files[file][1] - TAR_BLOCK)
+            raise self.fault(f"{where} has the size {header[124:136]!r}: not in octal digits")
+        return self._checked_names(names_of(table), found)
+
+    def _checked_names(self, names: list[bytes], found: _Found) -> list[bytes]:
+        for number, name in found.long_name.items():
+            if len(name) > _LONGEST_NAME:
+                problem = f"file {name[:80]!r}...: a name of {len(name):,} bytes; up to {_LONGEST_NAME:,} are read"
+                raise self.fault(problem, "repack it")
+            names[number] = name
+        bad = odd_name(names)
+        if bad is not None:
+            rule = "names must be relative, without `.`, `..`, `//` and control characters"
+            raise self.fault(f"file {bad[:200]!r}: {rule}", "repack it")
+        return names
