@@ -22,6 +22,7 @@ if __name__ == "__main__":
 import json
 import math
 import time
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -34,6 +35,7 @@ from engine.evaluation.neighbours import knn_accuracy
 from engine.feeding import make_train_loader, open_records
 from engine.initial_weights import begin_from
 from engine.objectives.build import build_objective
+from engine.objectives.contract import Objective
 from engine.params import parameter_groups, set_learning_rate
 from engine.plan import make_plan
 from engine.resuming import resume
@@ -74,7 +76,7 @@ class Trainer:
         """The objective with its initial weights, wrapped by DeepSpeed."""
         torch.manual_seed(self.recipe.run.seed)  # the same initial weights on every rank
         objective = build_objective(self.recipe)
-        self.init = begin_from(self.recipe.init, objective) if self.recipe.init and not self.goes_on() else ""
+        self.init = self.begin(objective)
         self.objective = objective.to(self.runtime.device)
         optim = self.recipe.optim
         optimizer = torch.optim.AdamW(
@@ -91,9 +93,13 @@ class Trainer:
             dist_init_required=False,
         )
 
-    def goes_on(self) -> bool:
-        """Whether a checkpoint will be loaded: `recipe.init` is then of no account, nor need it still be there."""
-        return self.command.resume is not None and bool(checkpoints.complete_checkpoints(self.checkpoint_folder))
+    def begin(self, objective: Objective) -> str:
+        """Give the objective its first weights; one line on what they are, or were where a checkpoint goes on."""
+        saved = checkpoints.complete_checkpoints(self.checkpoint_folder) if self.command.resume else []
+        for folder in saved:  # recipe.init is of no account any more, nor need it still be there
+            with suppress(ValueError):  # a broken checkpoint is met by `resume`
+                return export.read_manifest_file(folder).get("init", "")
+        return begin_from(self.recipe.init, objective) if self.recipe.init and not saved else ""
 
     def facts(self) -> dict:
         """What a checkpoint must share with the run that resumes it."""
@@ -102,6 +108,7 @@ class Trainer:
             "recipe": {path: show(value) for path, value in leaves(self.recipe).items()},
             "dataset": self.train_set.fingerprint,
             "objective": self.objective.facts(),
+            "init": self.init,
             "world_size": self.runtime.world_size,
             "versions": {"torch": torch.__version__, "deepspeed": import_deepspeed().__version__},
         }

@@ -397,6 +397,8 @@ def test_a_run_begins_with_the_weights_and_goes_on_without_them(shards, tmp_path
     first.folder.rename(tmp_path / "gone")
     third = train(tmp_path / "second", *changes, "--resume", succeeds=False)
     assert third.returncode == 0, third.output
+    kept = json.loads((third.newest_checkpoint() / "manifest.json").read_text())["init"]
+    assert kept.startswith(f"{begun} (ours): loaded encoder") and kept in third.output
     missing = train(tmp_path / "fourth", *changes, succeeds=False)
     assert missing.returncode == 2 and "does not exist" in missing.output
 
