@@ -69,6 +69,7 @@ def test_quarantine_finishes_and_names_what_it_left_out(damaged: tuple[Path, lis
     assert one_rank.evaluations[-1]["knn"] * 19 / 100 == pytest.approx(round(one_rank.evaluations[-1]["knn"] * 0.19))
 
 
+@pytest.mark.long
 def test_a_resume_is_bitwise_the_same(damaged: tuple[Path, list[str]], one_rank: Finished, tmp_path: Path) -> None:
     """What was known at the stop is known again, and what was not is found again."""
     arguments = (f"data.train={damaged[0]}/train", *FP32, *QUARANTINE)
@@ -80,6 +81,7 @@ def test_a_resume_is_bitwise_the_same(damaged: tuple[Path, list[str]], one_rank:
     assert {entry["id"] for entry in entries(resumed)} == {entry["id"] for entry in entries(one_rank)}
 
 
+@pytest.mark.long
 def test_two_ranks_agree_with_one_and_with_themselves(
     damaged: tuple[Path, list[str]], one_rank: Finished, tmp_path: Path
 ) -> None:
