@@ -117,6 +117,10 @@ def test_wrong_addresses_are_refused_soon(plan, tmp_path, capsys, monkeypatch):
     assert "workers=2" in capsys.readouterr().err
 
 
+def none_appears(client: Client, number: int, timeout: float) -> None:
+    raise TimeoutError(f"{number} workers in {timeout} s")
+
+
 def test_workers_are_asked_before_the_work(plan, cluster, tmp_path, monkeypatch):
     """Workers that do not see a path are named; so is a cluster without workers."""
     monkeypatch.setattr(module, "WORKER_SECONDS", 1)
@@ -126,6 +130,6 @@ def test_workers_are_asked_before_the_work(plan, cluster, tmp_path, monkeypatch)
             module._check_workers(client, "here", Path("/nowhere"), tmp_path)
         with pytest.raises(ConversionFailed, match="2 of 2 workers.*cannot write into /nowhere"):
             module._check_workers(client, "here", tmp_path, Path("/nowhere"))
-    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as empty:
+        monkeypatch.setattr(Client, "wait_for_workers", none_appears)
         with pytest.raises(ConversionFailed, match="no worker within 1 s"):
-            convert_on_cluster(plan, tmp_path / "out", empty.scheduler_address)
+            convert_on_cluster(plan, tmp_path / "out", cluster.scheduler_address)
