@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from engine import checkpoints
+from engine.agreement import barrier
 from engine.objectives.contract import Objective
 from engine.runtime import TIMEOUT, Runtime
 from recipes.schema import Data, Recipe
-from shards.bad_samples import BadSamples
 from shards.dataset import Dataset
 from shards.layout import QUARANTINE
-from shards.loader import TrainLoader
+from shards.reading.bad_samples import BadSamples
+from shards.reading.loader import TrainLoader
 
 SOONER = 0.8  # share of the collectives' patience after which a rank speaks that waits for data
 
@@ -63,7 +63,7 @@ def open_records(
     file = folder / QUARANTINE
     if runtime.is_main and afresh:
         file.unlink(missing_ok=True)  # of a run that left nothing to go on from
-    checkpoints.barrier(runtime)  # nobody reads before
+    barrier(runtime)  # nobody reads before
     if data.on_bad_sample == "fail":
         return [None] * len(datasets)
     return [BadSamples(d, data.max_bad_fraction, file, runtime.rank) if d else None for d in datasets]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from engine.schedules import warmup_cosine
 from recipes.methods import Lut
 from recipes.schema import Optim, Recipe
-from shards.order import num_micro_steps, steps_per_epoch
+from shards.draws.order import num_micro_steps, steps_per_epoch
 
 
 @dataclass(frozen=True)

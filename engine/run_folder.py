@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from engine.checkpoints import shared
+from engine.agreement import shared
 from engine.runtime import Runtime
 
 LOCK = ".lock"

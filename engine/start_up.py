@@ -15,7 +15,7 @@ from recipes.overrides import difference, show
 from recipes.schema import Data, Recipe
 from shards import remote
 from shards.dataset import Dataset, is_dataset, is_foreign
-from shards.foreign_index import find_tars
+from shards.foreign.index_files import find_tars
 
 ROOT = Path(__file__).resolve().parents[1]
 

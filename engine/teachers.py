@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.foreign import from_clip
 from engine.models import vision_library  # noqa: F401  timm imports only after it
 from engine.models.patches import patchify
 from engine.teacher_sources import (
@@ -24,7 +23,8 @@ from engine.teacher_sources import (
     require_fitting,
     require_same_grid,
 )
-from engine.weight_files import read_weight_file
+from engine.weights.files import read_weight_file
+from engine.weights.released import from_clip
 from recipes.checks import require
 from recipes.schema import Data, Recipe
 

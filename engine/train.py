@@ -1,7 +1,7 @@
 """The entry and the loop: `deepspeed engine/train.py --recipe vit_b_mae data.train=DIR run.out=RUN`.
 
 The same under `torchrun`, `srun` and plain `python`. One step is `Trainer.optimizer_step`; what a batch is stands in
-`shards/loader.py`, what is learned from it in `engine/objectives/`.
+`shards/reading/loader.py`, what is learned from it in `engine/objectives/`.
 """
 
 from __future__ import annotations
@@ -21,32 +21,34 @@ if __name__ == "__main__":
 
 import json
 import math
-import time
 from contextlib import suppress
 from functools import partial
 
 import torch
-import torch.distributed as dist
 
-from engine import checkpoints, export
+from engine.checkpoints import saving
+from engine.checkpoints.folders import complete_checkpoints
+from engine.checkpoints.resuming import resume
 from engine.console import Console
 from engine.evaluation.features import extract, mean_token
 from engine.evaluation.neighbours import knn_accuracy
+from engine.fault_points import reached
 from engine.feeding import make_train_loader, open_records
-from engine.initial_weights import begin_from
+from engine.meter import Meter, gradient_norm
 from engine.objectives.build import build_objective
 from engine.objectives.contract import Objective
 from engine.params import parameter_groups, set_learning_rate
 from engine.plan import make_plan
-from engine.resuming import resume
 from engine.run_folder import claim, release
 from engine.runtime import Runtime, import_deepspeed, peak_memory, seed_step, start, stop
 from engine.start_up import check_classes, start_lines, training_folder, validation_folder
+from engine.weights import export
+from engine.weights.initial import begin_from
 from engine.zero import deepspeed_config
 from recipes.overrides import leaves, show
-from shards import bus_errors
 from shards.dataset import Dataset, open_dataset
-from shards.loader import Batch, TrainLoader
+from shards.reading import bus_errors
+from shards.reading.loader import Batch, TrainLoader
 
 
 class Trainer:
@@ -59,6 +61,7 @@ class Trainer:
         self.val_set: Dataset | None = open_dataset(val_folder, setting="data.val") if val_folder else None
         check_classes(self.train_set, self.val_set)
         self.plan = make_plan(self.recipe, len(self.train_set), runtime.world_size)
+        self.meter = Meter(self.plan, runtime)
         self.folder = Path(self.recipe.run.out or f"runs/{command.name}").expanduser()
         self.checkpoint_folder = self.folder / "checkpoints"
         self.lock = claim(self.folder, runtime)
@@ -95,7 +98,7 @@ class Trainer:
 
     def begin(self, objective: Objective) -> str:
         """Give the objective its first weights; one line on what they are, or were where a checkpoint goes on."""
-        saved = checkpoints.complete_checkpoints(self.checkpoint_folder) if self.command.resume else []
+        saved = complete_checkpoints(self.checkpoint_folder) if self.command.resume else []
         for folder in saved:  # recipe.init is of no account any more, nor need it still be there
             with suppress(ValueError):  # a broken checkpoint is met by `resume`
                 return export.read_manifest_file(folder).get("init", "")
@@ -127,11 +130,13 @@ class Trainer:
                 self.evaluate(0)
             for step in range(self.first_step, plan.last_step):
                 done = step + 1
+                reached("step.begin")
                 end = done == plan.total_steps
                 log = end or done % run.log_every == 0
                 save = done == plan.last_step or bool(run.save_every and done % run.save_every == 0)
                 metrics = self.optimizer_step(step, measure=log or save)
                 self.console.advance(done)
+                reached("step.done")
                 if log or save:
                     self.check_finite(done, metrics)  # before anything relies on these weights
                 if log:
@@ -149,36 +154,28 @@ class Trainer:
     def optimizer_step(self, step: int, *, measure: bool) -> dict[str, torch.Tensor]:
         """One update from one global batch; its metrics over all ranks where they are measured (else nothing)."""
         set_learning_rate(self.optimizer.param_groups, self.plan.lr(step))
-        sums: dict[str, torch.Tensor] = {}
+        grad_norm: torch.Tensor | None = None
         for micro_step in range(self.plan.accumulation):
             seed_step(self.recipe.run.seed, step, micro_step, self.runtime.rank)
             batch: Batch = self.loader.next_batch()
             metrics = self.model_engine(batch, step)
+            if reached("step.loss"):
+                metrics["loss"] = metrics["loss"] * math.nan
             self.model_engine.backward(metrics["loss"])
-            for name, value in metrics.items() if measure else ():
-                sums[name] = sums.get(name, 0.0) + value.detach().double()
-            if measure and micro_step == self.plan.accumulation - 1:
-                sums["grad_norm"] = self.whole_gradient_norm()
+            reached("step.gradient")
+            if measure:
+                self.meter.add(metrics)
+            if micro_step == self.plan.accumulation - 1:
+                reached("step.update")
+                if measure and not self.recipe.zero.stage:
+                    grad_norm = gradient_norm(self.objective)
             self.model_engine.step()
         self.objective.after_step(step, self.plan.total_steps)
-        return self.average(sums) if measure else sums
-
-    def whole_gradient_norm(self) -> torch.Tensor:
-        """Norm of the reduced gradients before clipping, where ZeRO does not compute it (stage 0); else 0."""
-        grads = [p.grad for p in self.objective.parameters() if p.grad is not None]
-        if self.recipe.zero.stage or not grads:
-            return torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        return torch.nn.utils.get_total_norm(grads).double()
-
-    def average(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Means over micro-steps and ranks."""
-        grad_norm = sums.pop("grad_norm")
-        values = torch.stack(list(sums.values())) / (self.plan.accumulation * self.runtime.world_size)
-        if self.runtime.world_size > 1:
-            dist.all_reduce(values)
+        if not measure:
+            return {}
         if self.recipe.zero.stage:
             grad_norm = self.model_engine.get_global_grad_norm()
-        return {**dict(zip(sums, values, strict=True)), "grad_norm": grad_norm}
+        return {**self.meter.averages(), "grad_norm": grad_norm}
 
     # --- what is due between steps ----------------------------------------------------------------------------------
 
@@ -194,26 +191,14 @@ class Trainer:
 
     def report(self, done: int, metrics: dict[str, torch.Tensor]) -> None:
         """Read the metrics from the device (one of the places that wait for it) and record them."""
-        values = {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
-        now, steps = time.perf_counter(), done - self.measured_step
-        seconds = now - self.measured_at
-        grad_norm = values.pop("grad_norm")
-        record = {
-            "step": done,
-            "loss": values.pop("loss"),
-            **values,
-            "lr": self.plan.lr(done - 1),
-            "grad_norm": grad_norm,
-            "images_per_second": round(self.recipe.optim.global_batch * steps / seconds, 1),
-            "data_wait": round(min(1.0, self.loader.data_wait / seconds), 4),
-        }
-        record["loss_hex"] = record["loss"].hex()
-        self.console.log(record, seconds_left=seconds / steps * (self.plan.last_step - done))
+        record, seconds_per_step = self.meter.record(done, metrics, self.loader.data_wait)
+        self.console.log(record, seconds_left=seconds_per_step * (self.plan.last_step - done))
         self.restart_clock(done)
 
     def restart_clock(self, done: int) -> None:
-        """What lies between measurements (evaluation, saving) does not count as training time."""
-        self.measured_at, self.measured_step, self.loader.data_wait = time.perf_counter(), done, 0.0
+        """A new measurement begins."""
+        self.meter.restart(done)
+        self.loader.data_wait = 0.0
 
     def evaluate(self, done: int) -> None:
         """k-NN accuracy of the encoder as it would be exported. Collective."""
@@ -221,6 +206,7 @@ class Trainer:
             return
         state = export.full_state(self.objective.encoder)
         encoder = export.plain_encoder(self.recipe, state, self.runtime.device)
+        reached("evaluate.begin")
         settings, features = self.recipe.evaluation, partial(extract, mean_token(encoder))
         with self.console.working(f"step {done}: features of {len(self.val_set):,} validation images for k-NN"):
             bank = features(
@@ -235,7 +221,7 @@ class Trainer:
         """A complete checkpoint with the exported encoder inside, then the old ones go. Collective."""
         with self.console.working(f"step {done}: saving"):
             state = export.full_state(self.objective)
-            folder = checkpoints.save(
+            folder = saving.save(
                 self.checkpoint_folder,
                 self.model_engine,
                 self.runtime,
@@ -245,7 +231,7 @@ class Trainer:
                     folder, self.recipe, state, self.objective.outside_state()
                 ),
             )
-        checkpoints.prune(self.checkpoint_folder, self.recipe.run.keep, self.runtime)
+        saving.prune(self.checkpoint_folder, self.recipe.run.keep, self.runtime)
         self.console.say(f"step {done}  saved {folder}")
         self.restart_clock(done)
 
@@ -282,7 +268,8 @@ class Trainer:
 
     def finish(self) -> None:
         """Name what the run leaves behind."""
-        newest = checkpoints.complete_checkpoints(self.checkpoint_folder)[0]
+        reached("finish")
+        newest = complete_checkpoints(self.checkpoint_folder)[0]
         self.console.say(f"memory      {peak_memory(self.runtime) / 2**30:.2f} GiB at most on rank 0")
         self.console.say(f"done        {self.folder}: metrics.jsonl, {newest.relative_to(self.folder)}")
         self.console.say(f'features    timm.create_model("local-dir:{newest / "encoder"}", pretrained=True)')
@@ -291,6 +278,7 @@ class Trainer:
 def run(command: Command) -> int:
     """Join the world, train, leave it."""
     runtime = start()
+    reached("start.joined")
     try:
         trainer = Trainer(command, runtime)
         datasets = [dataset for dataset in (trainer.train_set, trainer.val_set) if dataset]

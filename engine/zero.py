@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recipes.schema import Recipe
-from shards.order import num_micro_steps
+from shards.draws.order import num_micro_steps
 
 NEVER = 10**9  # steps; DeepSpeed's own prints are replaced by our console
 

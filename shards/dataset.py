@@ -7,7 +7,6 @@ the draws and the error messages, and they are the same on every machine that ho
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shards.foreign_index import TarRecord, command, find_tars, index_file, read_set, read_tar_index
-from shards.index import ForeignIndex, ShardIndex, parse_index
+from shards.foreign.index_files import TarRecord, command, find_tars, index_file, read_set, read_tar_index
+from shards.index import ForeignIndex, Promise, ShardIndex, read_promised_index
 from shards.layout import MANIFEST, PLAN, DataError, MissingData, ShardRecord, read_manifest, sha256_hex
 
 _NAMED = 3  # shards named in a message
@@ -109,7 +108,7 @@ def is_foreign(folder: Path) -> bool:
 
 
 def _ours(folder: Path) -> _Source:
-    from shards.verify import verify
+    from shards.checking.verify import verify
 
     manifest = read_manifest(folder)
     return _Source(
@@ -125,7 +124,7 @@ def _ours(folder: Path) -> _Source:
 
 
 def _foreign(place: Path) -> _Source:
-    from shards.foreign_shards import check_foreign
+    from shards.foreign.indexing import check_foreign
 
     opened = read_set(place)
     return _Source(
@@ -142,22 +141,15 @@ def _foreign(place: Path) -> _Source:
 
 def _read_shard(folder: Path, record: ShardRecord, classes: int) -> ShardIndex | str:
     """The index of one shard, or what is wrong with the shard."""
-    tar, file = folder / record.file("tar"), folder / record.file("npz")
-    try:
-        tar_size = os.stat(tar).st_size
-        data = file.read_bytes()
-    except OSError as error:
-        return f"{os.path.basename(error.filename)} {error.strerror}"
-    if tar_size != record.bytes:
-        return f"{tar.name} has {tar_size:,} bytes, not {record.bytes:,}"
-    if sha256_hex(data) != record.sha256["npz"]:
-        return f"{file.name} is another index than the manifest's"
-    index = parse_index(data, file)
-    if (len(index), index.tar_size, index.tar_sha256) != (record.samples, record.bytes, record.sha256["tar"]):
-        return f"{file.name} is the index of another tar"
-    if index.arrays["label"].max() >= classes:
-        return f"{file.name} has labels up to {index.arrays['label'].max()}, there are {classes} classes"
-    return index
+    promise = Promise(
+        source="manifest",
+        samples=record.samples,
+        tar_size=record.bytes,
+        npz_sha256=record.sha256["npz"],
+        bound_by=record.sha256["tar"],
+        num_classes=classes,
+    )
+    return read_promised_index(folder / record.file("tar"), folder / record.file("npz"), ShardIndex, promise)
 
 
 def _shortfall(source: _Source, indexes: Sequence[ShardIndex | ForeignIndex], problems: Mapping[str, str]) -> str:

@@ -10,8 +10,8 @@ import re
 import struct
 from collections.abc import Callable
 
-from shards.planning import Options
-from shards.screening import OutOfMemory, Rejected, image_kind, screen
+from shards.making.planning import Options
+from shards.making.screening import OutOfMemory, Rejected, image_kind, screen
 
 MAX_PIXELS = Options.max_pixels  # as in a conversion
 _MOST_BYTES = 2**28  # of an image: nobody takes such pictures

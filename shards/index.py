@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from shards.layout import IMAGE_EXTENSIONS, TAR_BLOCK, DataError, Rejection
+from shards.layout import IMAGE_EXTENSIONS, TAR_BLOCK, DataError, Rejection, sha256_hex
 
 _OURS = {
     "start": "<i8",  # first byte of the sample: its first tar header
@@ -43,6 +44,7 @@ class ShardIndex:
 
     ARRAYS: ClassVar = _OURS
     META: ClassVar = {"tar_size": int, "tar_sha256": str, "dali_sha256": str, "plan_sha256": str}
+    BOUND_BY: ClassVar = "tar_sha256"
     TOOL: ClassVar = "tools/make_shards.py"
 
     tar_size: int  # bytes
@@ -62,6 +64,7 @@ class ForeignIndex:
 
     ARRAYS: ClassVar = {name: kind for name, kind in _OURS.items() if name != "crc32"}
     META: ClassVar = {"tar_size": int, "headers_sha256": str}
+    BOUND_BY: ClassVar = "headers_sha256"
     TOOL: ClassVar = "tools/index_shards.py"
 
     tar_size: int  # bytes
@@ -106,6 +109,39 @@ def parse_index(data: bytes, file: Path, kind: type[Index] = ShardIndex) -> Inde
     except TypeError as error:
         raise DataError(f"{file}: the list of rejected images is damaged; {remedy}") from error
     return kind(**meta, arrays=stored, rejected=rejected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What a manifest, or the index of a foreign set, says of one tar and its index."""
+
+    source: str  # who says so, for messages
+    samples: int
+    tar_size: int  # bytes
+    npz_sha256: str
+    bound_by: str  # the hash that binds index and tar: `BOUND_BY` names the index's field
+    num_classes: int
+
+
+def read_promised_index(tar: Path, file: Path, kind: type[Index], promise: Promise) -> Index | str:
+    """The index of one tar, or what is wrong with the tar or its index. Of the tar only the size is compared."""
+    try:
+        tar_size = os.stat(tar).st_size
+        data = file.read_bytes()
+    except OSError as error:
+        return f"{os.path.basename(error.filename)} {error.strerror}"
+    if tar_size != promise.tar_size:
+        return f"{tar.name} has {tar_size:,} bytes, not {promise.tar_size:,}"
+    if sha256_hex(data) != promise.npz_sha256:
+        return f"{file.name} is another index than that of the {promise.source}"
+    index = parse_index(data, file, kind)
+    found = len(index), index.tar_size, getattr(index, kind.BOUND_BY)
+    if found != (promise.samples, promise.tar_size, promise.bound_by):
+        return f"{file.name} is the index of another tar"
+    top = index.arrays["label"].max()
+    if top >= promise.num_classes:
+        return f"{file.name} has labels up to {top}, there are {promise.num_classes:,} classes"
+    return index
 
 
 def sample_checksums(tar: memoryview, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from images import make_class_folders
 
-from shards.conversion import convert
-from shards.planning import Options, make_plan
+from shards.making.conversion import convert
+from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from golden_files import Golden
 from scalar_masks import completed, own_mask, own_placing, place
 
-from shards.block_masks import BlockMasks
+from shards.draws.block_masks import BlockMasks
 
 NAMES = {"num_masking_patches": "num_masked", "min_num_patches": "min_area", "max_num_patches": "max_area"}
 SIGMAS = 4.5  # standard errors of the difference of two samples

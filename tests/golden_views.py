@@ -14,8 +14,9 @@ from operators import apply, level_difference
 from PIL import Image
 
 from recipes.schema import Data
-from shards import draws, graphs, photometry, reference
-from shards.draws import SECOND, Effect, Jitter
+from shards.augment import graphs, photometry, reference
+from shards.draws import augmentations as draws
+from shards.draws.augmentations import SECOND, Effect, Jitter
 
 Row = dict[str, np.ndarray]  # one sample's draws
 

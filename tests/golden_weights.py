@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from engine.foreign import recognise
-from engine.initial_weights import open_source, place
 from engine.objectives.contract import Objective
 from engine.teachers import load_clip
-from engine.weight_files import State
+from engine.weights.files import State
+from engine.weights.initial import open_source, place
+from engine.weights.released import recognise
 
 
 def place_whole(objective: Objective, weights: State, average: State | None = None) -> None:

@@ -21,9 +21,9 @@ from images import jpeg_bytes
 from tars import make_dataset
 
 from recipes.schema import Data
-from shards import segments
-from shards.loader import TrainLoader
-from shards.mask_draws import MaskDraws
+from shards.draws.masks import MaskDraws
+from shards.reading import segments
+from shards.reading.loader import TrainLoader
 
 NUM, GLOBAL, PAIRS = 120, 20, 30
 SEGMENTS_PER_EPOCH = NUM / PAIRS  # about: shuffled samples are a pair each

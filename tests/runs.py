@@ -112,3 +112,12 @@ def kill_when(ready: Callable[[], bool], command: list[str], folder: Path) -> No
     subprocess.run(["pkill", "-9", "-f", f"run.out={folder}( |$)"], check=False)  # ranks in sessions of their own
     while subprocess.run(["pgrep", "-f", f"run.out={folder}( |$)"], capture_output=True).stdout:
         time.sleep(0.05)
+
+
+def train_together(folder: Path, *arguments: str, ranks: int = 1) -> str:
+    """Several trainings one after the other in the same ranks, as tests/rank_worker.py takes them; what they print."""
+    launcher = "torchrun" if ranks > 1 else "python"
+    command = launch(ROOT / "tests" / "rank_worker.py", str(folder), *arguments, launcher=launcher, ranks=ranks)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd="/", env=environment(folder))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr

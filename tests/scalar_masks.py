@@ -1,4 +1,4 @@
-"""Block-wise masks written out try by try: what the batches of shards/block_masks.py are held to."""
+"""Block-wise masks written out try by try: what the batches of shards/draws/block_masks.py are held to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.block_masks import BlockMasks
-from shards.philox import Stream, words
+from shards.draws.block_masks import BlockMasks
+from shards.draws.philox import Stream, words
 
 
 class Placing(NamedTuple):

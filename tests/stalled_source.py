@@ -19,11 +19,11 @@ from images import jpeg_bytes
 from tars import make_dataset
 
 from recipes.schema import Data
-from shards import stream
-from shards.loader import EvaluationLoader, TrainLoader
-from shards.mask_draws import MaskDraws
-from shards.pipelines import SegmentPipeline
-from shards.segments import Segment
+from shards.draws.masks import MaskDraws
+from shards.reading import stream
+from shards.reading.loader import EvaluationLoader, TrainLoader
+from shards.reading.pipelines import SegmentPipeline
+from shards.reading.segments import Segment
 
 BATCHES = 5  # that come
 LONG = 600  # seconds

@@ -11,10 +11,10 @@ import torch
 from tiny_dtm import TINY, batch_of, tiny
 from torch import Tensor
 
-from engine.export import write_encoder
 from engine.models.beit import MaskedBeit, beit_arguments
 from engine.models.build import build_encoder
 from engine.params import parameter_groups
+from engine.weights.export import write_encoder
 from recipes import registry
 from recipes.overrides import apply_overrides
 from recipes.schema import Model

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scalar_masks import own_mask
 
-from shards.block_masks import BlockMasks
-from shards.mask_draws import MaskDraws
+from shards.draws.block_masks import BlockMasks
+from shards.draws.masks import MaskDraws
 
 LAWS = {
     "base": BlockMasks(grid=14, num_masked=75),

@@ -20,11 +20,11 @@ from runs import ROOT, TIMEOUT, TINY, TRAIN, environment, launch
 from tars import make_dataset
 
 from recipes.schema import Data
-from shards.bus_errors import explained, explanation
 from shards.dataset import Dataset
 from shards.layout import DataError
-from shards.loader import EvaluationLoader
-from shards.sample_check import UndecodableSample, check_samples
+from shards.reading.bus_errors import explained, explanation
+from shards.reading.loader import EvaluationLoader
+from shards.reading.sample_check import UndecodableSample, check_samples
 
 NUM = 40
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_a_shard_cut_before_its_segment_is_named(dataset: Dataset) -> None:
 def test_a_shard_cut_while_it_is_checked_is_named(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its size was asked for, before it is read: a mapping would kill the process there."""
     os.truncate(dataset.paths[3], 5000)
-    monkeypatch.setattr("shards.sample_check.os.fstat", lambda descriptor: SimpleNamespace(st_size=10**9))
+    monkeypatch.setattr("shards.reading.sample_check.os.fstat", lambda descriptor: SimpleNamespace(st_size=10**9))
     with pytest.raises(DataError, match="set 003.tar:000.*: its tar got shorter while it was read"):
         check_samples(dataset, np.arange(NUM))
 
@@ -140,7 +140,7 @@ def test_the_handler_is_gone_afterwards_and_other_signals_pass() -> None:
 def test_a_fault_in_any_thread_of_a_library_is_explained(tmp_path: Path) -> None:
     code = """
 import ctypes, mmap, os, sys, threading
-from shards.bus_errors import explained
+from shards.reading.bus_errors import explained
 with open(sys.argv[1], "w+b") as file:
     file.truncate(8192)
     mapped = mmap.mmap(file.fileno(), 8192)

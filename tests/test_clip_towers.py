@@ -10,9 +10,9 @@ from clip_towers import patch_targets, random_tower
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from engine.foreign import from_clip
 from engine.teacher_sources import require_teacher
 from engine.teachers import open_teacher
+from engine.weights.released import from_clip
 from recipes import registry
 from recipes.overrides import apply_overrides
 from recipes.schema import Recipe

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from distributed import Client, LocalCluster
 
-from shards import cluster as module
-from shards.cluster import convert_on_cluster
-from shards.conversion import ConversionFailed, convert
-from shards.planning import Options, Plan, make_plan
+from shards.making import cluster as module
+from shards.making.cluster import convert_on_cluster
+from shards.making.conversion import ConversionFailed, convert
+from shards.making.planning import Options, Plan, make_plan
 from shards.sources.class_folders import list_class_folders
 from tests.images import make_class_folders
 from tools.make_shards import main

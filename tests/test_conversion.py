@@ -18,15 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.conversion import ConversionFailed, convert
 from shards.layout import MAX_KEY, DataError, MissingData, escape_key, read_manifest, unescape_key
-from shards.planning import Options, Plan, make_plan, sample_keys
-from shards.screener import Rules, Screener
-from shards.screening import Rejected, refused_by_training_decoder, screen
+from shards.making.conversion import ConversionFailed, convert
+from shards.making.planning import Options, Plan, make_plan, sample_keys
+from shards.making.screener import Rules, Screener
+from shards.making.screening import Rejected, refused_by_training_decoder, screen
+from shards.making.writer import make_shard
 from shards.sources import class_folders
 from shards.sources.class_folders import list_class_folders
 from shards.sources.listing import Entry
-from shards.writer import make_shard
 from tests.images import encode, jpeg_bytes, make_class_folders, smooth_picture
 from tools.make_shards import main
 

@@ -101,7 +101,7 @@ def test_one_killed_process_of_the_conversion(source, straight, tmp_path):
     )
     screeners: list[int] = []
     while not screeners and process.poll() is None:
-        found = subprocess.run(["pgrep", "-g", str(process.pid), "-f", "shards.screener"], capture_output=True)
+        found = subprocess.run(["pgrep", "-g", str(process.pid), "-f", "shards.making.screener"], capture_output=True)
         screeners = [int(number) for number in found.stdout.split()]
     os.kill(screeners[0], signal.SIGKILL)
     _, told = process.communicate(timeout=120)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.schema import Data
-from shards import draws
-from shards.philox import Stream
+from shards.draws import augmentations as draws
+from shards.draws.philox import Stream
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
@@ -177,7 +177,8 @@ def test_evaluation_draws_nothing() -> None:
 
 
 def test_order_and_draws_need_neither_dali_nor_torch() -> None:
-    code = "import sys, shards.order, shards.draws; print([m for m in ('nvidia.dali', 'torch') if m in sys.modules])"
+    code = "import sys; from shards.draws import augmentations, order; "
+    code += "print([m for m in ('nvidia.dali', 'torch') if m in sys.modules])"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -19,7 +19,7 @@ from recipes import registry, sizes
 from recipes.methods import Dtm, MaeDtm
 from recipes.overrides import apply_overrides, leaves
 from recipes.schema import Model
-from shards.philox import Stream
+from shards.draws.philox import Stream
 
 # isort: split
 import timm

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from rank_worker import __file__ as RANK_WORKER
-from runs import TIMEOUT, Finished, environment, launch
+from runs import Finished, train_together
 from tiny_dtm import TINY
 
-from engine.export import read_objective, write_encoder
 from engine.models.beit import MaskedBeit
+from engine.weights.export import read_objective, write_encoder
 from recipes import registry
 from recipes.overrides import apply_overrides
 
@@ -30,15 +28,9 @@ def folder(shards, tmp_path_factory) -> Path:
     recipe = apply_overrides(registry.load("vit_ti_dtm_demo"), list(MODEL))
     write_encoder(folder / "teacher", recipe, MaskedBeit(TINY, 32).state_dict())
     settings = ["--recipe", "vit_ti_dtm_demo", *SETTINGS, f"data.train={shards}/train", f"teacher={folder}/teacher"]
-    call(folder, "whole=", "part=run.stop_after=4", "part=--resume", "--", *settings)
-    call(folder, "two=", "--", *settings, ranks=2)
+    train_together(folder, "whole=", "part=run.stop_after=4", "part=--resume", "--", *settings)
+    train_together(folder, "two=", "--", *settings, ranks=2)
     return folder
-
-
-def call(folder: Path, *arguments: str, ranks: int = 1) -> None:
-    command = launch(RANK_WORKER, str(folder), *arguments, launcher="torchrun" if ranks > 1 else "python", ranks=ranks)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd="/", env=environment(folder))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def run(folder: Path, name: str) -> Finished:
@@ -72,7 +64,7 @@ def test_every_stage_and_precision_has_the_same_losses(folder):
                 "zero.param_persistence_threshold=0"]  # fmt: skip
     stages = [(0, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16_params"), (3, "fp32"), (3, "bf16")]
     runs = {f"stage{stage}_{precision}": f"zero.stage={stage},precision={precision}" for stage, precision in stages}
-    call(folder, *(f"{name}={overrides}" for name, overrides in runs.items()), "--", *settings, ranks=2)
+    train_together(folder, *(f"{name}={overrides}" for name, overrides in runs.items()), "--", *settings, ranks=2)
     reference = run(folder, "two").metrics
     for name in runs:
         tolerance, norm_tolerance = (1e-6, 1e-3) if name.endswith("fp32") else (2e-2, 0.2)

@@ -20,8 +20,8 @@ from engine.runtime import Runtime
 from engine.start_up import check_classes, require_labels
 from recipes import registry
 from recipes.overrides import apply_overrides
-from shards.bad_samples import BadSamples
 from shards.dataset import Dataset
+from shards.reading.bad_samples import BadSamples
 
 NUM = 37
 WORLDS = (1, 2, 3, 7)

@@ -18,14 +18,14 @@ from runs import ROOT, train
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.export import read_encoder, read_objective
-from engine.foreign import recognise
-from engine.importing import import_weights
-from engine.initial_weights import Source, open_source, place
 from engine.objectives.build import build_objective
 from engine.objectives.contract import AVERAGE
 from engine.runtime import Runtime
-from engine.weight_files import read_weight_file
+from engine.weights.export import read_encoder, read_objective
+from engine.weights.files import read_weight_file
+from engine.weights.importing import import_weights
+from engine.weights.initial import Source, open_source, place
+from engine.weights.released import recognise
 from recipes import registry
 from recipes.overrides import apply_overrides
 from recipes.schema import Recipe

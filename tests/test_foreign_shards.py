@@ -37,17 +37,17 @@ from tars import make_dataset
 from engine.start_up import MissingInput, require_data
 from recipes import registry
 from recipes.schema import Data
-from shards import foreign_shards, reference
+from shards.augment import reference
+from shards.augment.views import VIEWS
 from shards.dataset import open_dataset
-from shards.foreign_index import find_index, index_homes, parse_set
-from shards.foreign_samples import index_tar
-from shards.foreign_shards import check_foreign, index_shards, look
+from shards.draws.masks import NO_MASK
+from shards.foreign.index_files import find_index, index_homes, parse_set
+from shards.foreign.indexing import check_foreign, index_shards, look
+from shards.foreign.samples import index_tar
 from shards.image_headers import read_image_header
 from shards.layout import DataError, MissingData, unescape_key
-from shards.loader import EvaluationLoader, TrainLoader
-from shards.mask_draws import NO_MASK
-from shards.screening import Rejected
-from shards.views import VIEWS
+from shards.making.screening import Rejected
+from shards.reading.loader import EvaluationLoader, TrainLoader
 
 
 def index(place: Path, **options):
@@ -616,10 +616,10 @@ def die(*_: object) -> None:
 def test_a_process_that_dies_says_what_to_do(tmp_path, monkeypatch):
     place = numbered_set(tmp_path / "wds")
     index(place)
-    monkeypatch.setattr(foreign_shards, "make_index", die)
+    monkeypatch.setattr("shards.foreign.indexing.make_index", die)
     with pytest.raises(RuntimeError, match="a worker process died .* fewer --workers"):
         index(place, num_workers=2)
-    monkeypatch.setattr(foreign_shards, "check_tar", die)
+    monkeypatch.setattr("shards.foreign.indexing.check_tar", die)
     assert "a process died that read this tar" in check_foreign(place, num_workers=2)[-1].problem
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 from tars import make_dataset
 
 from recipes.schema import Data
+from shards.augment.views import VIEWS, find_view
 from shards.dataset import Dataset
-from shards.loader import EvaluationLoader
-from shards.views import VIEWS, find_view
+from shards.reading.loader import EvaluationLoader
 
 DATA = Data(image_size=96, threads=1)
 SIMPLE = dataclasses.replace(DATA, crop="src")

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.conversion import convert
 from shards.dali_index import Member, format_dali_index, parse_dali_index
 from shards.dataset import open_dataset
 from shards.index import ShardIndex, format_index, parse_index
 from shards.layout import DataError, MissingData, Rejection, parse_manifest
-from shards.planning import Options, make_plan
+from shards.making.conversion import convert
+from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
 from tests.images import make_class_folders
 

@@ -17,16 +17,16 @@ from images import encode, jpeg_bytes, smooth_picture
 from tars import make_dataset
 
 from recipes.schema import Data
-from shards.block_masks import BlockMasks
+from shards.augment.views import VIEWS
 from shards.dataset import Dataset
-from shards.draws import mask_noise
+from shards.draws.augmentations import mask_noise
+from shards.draws.block_masks import BlockMasks
+from shards.draws.masks import MaskDraws
+from shards.draws.order import GlobalOrder
 from shards.layout import DataError
-from shards.loader import Batch, EvaluationLoader, TrainLoader
-from shards.mask_draws import MaskDraws
-from shards.order import GlobalOrder
-from shards.sample_check import UndecodableSample
-from shards.segments import MicroBatch, cut_segments, pair_budget, run_starts, write_segment
-from shards.views import VIEWS
+from shards.reading.loader import Batch, EvaluationLoader, TrainLoader
+from shards.reading.sample_check import UndecodableSample
+from shards.reading.segments import MicroBatch, cut_segments, pair_budget, run_starts, write_segment
 
 CPU = torch.device("cpu")
 DATA = Data(image_size=32, threads=1)
@@ -190,7 +190,7 @@ def mappings(dataset: Dataset) -> int:
 def test_close_frees_pipelines_thread_and_files_and_batches_stay_valid(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.segments.SCRATCH", tmp_path)
+    monkeypatch.setattr("shards.reading.segments.SCRATCH", tmp_path)
     gc.collect()
     threads = threading.active_count()
     loader = train(dataset, most_pairs=3)
@@ -268,7 +268,7 @@ def test_bytes_from_elsewhere_are_noticed(tmp_path: Path, monkeypatch: pytest.Mo
     def exchanged(dataset: Dataset, ids: np.ndarray, folder: Path) -> tuple[list[str], list[str]]:
         return write_segment(dataset, np.concatenate([ids[1::-1], ids[2:]]), folder)
 
-    monkeypatch.setattr("shards.pipelines.write_segment", exchanged)
+    monkeypatch.setattr("shards.reading.pipelines.write_segment", exchanged)
     dataset = make_dataset(tmp_path, [jpeg_bytes(seed, 40, 40) for seed in range(12)], per_tar=5)
     with train(dataset, check_sources=False) as loader:  # the first batch is always compared
         with pytest.raises(RuntimeError, match=r"the bytes of '.*' were served where '.*' was planned \(row 0\)"):

@@ -18,7 +18,7 @@ from engine.models.heads import RankBatchNorm, projection_head
 from engine.objectives.contract import AVERAGE
 from engine.objectives.contrast import contextual_loss
 from recipes.methods import Lut
-from shards.draws import mask_noise
+from shards.draws.augmentations import mask_noise
 
 # --- against plain loops --------------------------------------------------------------------------------------------
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from rank_worker import __file__ as RANK_WORKER
-from runs import TIMEOUT, TINY, environment, launch, read_lines
+from runs import TINY, read_lines, train_together
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.long  # every method has a shorter run of the same kind in `make test`
@@ -29,9 +27,7 @@ def start_workers(folder: Path, ranks: int, runs: dict[str, str], *arguments: st
     """All runs one after the other in the same ranks, with 8 images under batch norm."""
     names = [f"{name}={overrides}" for name, overrides in runs.items()]
     common = (*COMMON, f"optim.micro_batch={8 // ranks}", *arguments)
-    command = launch(RANK_WORKER, str(folder), *names, "--", *common, launcher="torchrun", ranks=ranks)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment(folder))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    train_together(folder, *names, "--", *common, ranks=ranks)
 
 
 def lines(run: Path) -> list[dict]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from rank_worker import __file__ as RANK_WORKER
-from runs import TIMEOUT, TINY, environment, launch, read_lines, train
+from runs import TINY, read_lines, train, train_together
 from safetensors.torch import load_file
 
 from engine.ema import cosine_momentum
@@ -21,9 +19,7 @@ STAGES = {f"stage{stage}": f"zero.stage={stage},precision=fp32" for stage in ran
 
 def start_workers(folder: Path, runs: list[str], *arguments: str) -> None:
     """All runs one after the other in the same two ranks."""
-    command = launch(RANK_WORKER, str(folder), *runs, "--", *COMMON, *arguments, launcher="torchrun", ranks=2)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment(folder))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    train_together(folder, *runs, "--", *COMMON, *arguments, ranks=2)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from rank_worker import __file__ as RANK_WORKER
-from runs import BIN, ROOT, TIMEOUT, Finished, environment, launch
+from runs import BIN, ROOT, TIMEOUT, Finished, environment, train_together
 
-from engine.export import read_objective
+from engine.weights.export import read_objective
 
 pytestmark = pytest.mark.long  # every method has a shorter run of the same kind in `make test`
 
@@ -27,15 +26,9 @@ def folder(shards, tmp_path_factory) -> Path:
     """Runs `whole` and `part` (stopped after step 2, then resumed) on one rank, `two` on two."""
     folder = tmp_path_factory.mktemp("mae_dtm")
     settings = ["--", *SETTINGS, f"data.train={shards}/train"]
-    call(folder, "whole=", "part=run.stop_after=2", "part=--resume", *settings)
-    call(folder, "two=", *settings, ranks=2)
+    train_together(folder, "whole=", "part=run.stop_after=2", "part=--resume", *settings)
+    train_together(folder, "two=", *settings, ranks=2)
     return folder
-
-
-def call(folder: Path, *arguments: str, ranks: int = 1) -> None:
-    command = launch(RANK_WORKER, str(folder), *arguments, launcher="torchrun" if ranks > 1 else "python", ranks=ranks)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd="/", env=environment(folder))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def run(folder: Path, name: str) -> Finished:

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from images import make_class_folders
 
-from shards.estimate import estimate
 from shards.layout import MANIFEST
-from shards.planning import Options, make_plan
+from shards.making.estimate import estimate
+from shards.making.planning import Options, make_plan
+from shards.making.writer import make_shard
 from shards.sources.class_folders import list_class_folders
-from shards.writer import make_shard
 from tools.make_shards import duration, main
 
 
@@ -52,9 +52,9 @@ def test_the_estimate_is_scaled_from_the_sample(tmp_path: Path, monkeypatch):
     make_class_folders(tmp_path, classes=2, per_class=100, seed=0)
     plan = make_plan(list_class_folders(tmp_path), Options(shuffle=False))
     clock = iter([100.0, 103.2])
-    monkeypatch.setattr("shards.estimate.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("shards.making.estimate.time", SimpleNamespace(monotonic=lambda: next(clock)))
     parts = []
-    monkeypatch.setattr("shards.estimate.make_shard", lambda *args: parts.append(args[2]) or make_shard(*args))
+    monkeypatch.setattr("shards.making.estimate.make_shard", lambda *args: parts.append(args[2]) or make_shard(*args))
     guess = estimate(plan, 2)
     assert guess.sampled == 64 and guess.seconds == pytest.approx(3.2 / 64 * 200 / 2)
     assert {item.label for item in parts[0].items} == {0, 1} and len(set(parts[0].items)) == 64

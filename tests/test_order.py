@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.order import GlobalOrder, epoch_order, micro_positions, num_micro_steps, steps_per_epoch
-from shards.philox import Stream, keys64, philox4x32
+from shards.draws.order import GlobalOrder, epoch_order, micro_positions, num_micro_steps, steps_per_epoch
+from shards.draws.philox import Stream, keys64, philox4x32
 
 # philox4x32-10 in Random123's kat_vectors: counter, key, result.
 KNOWN = [

@@ -20,13 +20,13 @@ from images import jpeg_bytes
 from tars import make_dataset
 
 from recipes.schema import Data
-from shards.bad_samples import BadSamples
 from shards.dataset import Dataset
+from shards.draws.masks import MaskDraws
 from shards.layout import DataError
-from shards.loader import Batch, EvaluationLoader, TrainLoader
-from shards.mask_draws import MaskDraws
-from shards.pipelines import SegmentPipeline
-from shards.sample_check import UndecodableSample
+from shards.reading.bad_samples import BadSamples
+from shards.reading.loader import Batch, EvaluationLoader, TrainLoader
+from shards.reading.pipelines import SegmentPipeline
+from shards.reading.sample_check import UndecodableSample
 
 CPU = torch.device("cpu")
 NUM, GLOBAL, EPOCHS = 24, 8, 2  # an epoch is whole, so that every sample is seen in every epoch
@@ -156,7 +156,7 @@ def test_a_failure_counts_though_a_second_look_finds_nothing(
     plain: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Storage can be moody; the run must go on all the same, not try again for ever."""
-    monkeypatch.setattr("shards.quarantine.complaint", lambda *_: None)
+    monkeypatch.setattr("shards.reading.quarantine.complaint", lambda *_: None)
     assert served(damaged(tmp_path, {4: no_tables, 5: no_header})) == replaced(plain, {4, 5})
 
 
@@ -183,7 +183,7 @@ def test_two_pipelines_live_at_most_and_none_afterwards(
             most.append(len(living))
             super().__init__(*arguments)
 
-    monkeypatch.setattr("shards.stream.SegmentPipeline", Counted)
+    monkeypatch.setattr("shards.reading.stream.SegmentPipeline", Counted)
     dataset = damaged(tmp_path, {2: no_tables, 9: no_tables, 16: no_tables, 20: no_header})
     gc.collect()
     threads = threading.active_count()

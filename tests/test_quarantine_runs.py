@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from damage import no_end, no_header
-from rank_worker import __file__ as RANK_WORKER
-from runs import TIMEOUT, TINY, Finished, environment, launch, read_lines, train
+from runs import TINY, Finished, read_lines, train, train_together
 
 from shards.dataset import open_dataset
 
@@ -87,13 +85,9 @@ def test_two_ranks_agree_with_one_and_with_themselves(
 ) -> None:
     """A whole run, and one that stops and is resumed, in the same processes."""
     overrides = ("--recipe", "vit_ti_mae_demo", *TINY, f"data.train={damaged[0]}/train", *FP32, *QUARANTINE)
-    command = launch(
-        RANK_WORKER, str(tmp_path), "whole", "parts=run.stop_after=7", "parts=--resume", "--", *overrides,
-        launcher="torchrun", ranks=2,
-    )  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd="/", env=environment(tmp_path))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    whole, parts = (Finished(0, done.stdout + done.stderr, tmp_path / name) for name in ("whole", "parts"))
+    runs = ("whole", "parts=run.stop_after=7", "parts=--resume")
+    output = train_together(tmp_path, *runs, "--", *overrides, ranks=2)
+    whole, parts = (Finished(0, output, tmp_path / name) for name in ("whole", "parts"))
     assert parts.losses == whole.losses and len(whole.losses) == STEPS
     for one, two in zip(one_rank.metrics, whole.metrics, strict=True):
         assert abs(one["loss"] - two["loss"]) <= 1e-5, one["step"]

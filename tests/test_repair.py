@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.conversion import convert
+from shards.checking.repair import again, repair
+from shards.checking.verify import verify
 from shards.layout import MissingData
-from shards.planning import Options, make_plan
-from shards.repair import again, repair
+from shards.making.conversion import convert
+from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
-from shards.verify import verify
 from tests.images import make_class_folders
 from tools.verify_shards import main
 

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from shards.layout import read_manifest
-from shards.planning import Options, make_plan
-from shards.screener import Rules, Screener
-from shards.screening import Rejected, Screened
+from shards.making.planning import Options, make_plan
+from shards.making.screener import Rules, Screener
+from shards.making.screening import Rejected, Screened
 from shards.sources.class_folders import list_class_folders
 from tests.images import encode, jpeg_bytes, make_class_folders, smooth_picture
 
@@ -29,10 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RULES = Rules(max_pixels=64_000_000)
 SICK = """
 import os, signal, sys, time
-if sys.orig_argv[1:3] == ["-m", "shards.screener"]:
-    import shards.screening
+if sys.orig_argv[1:3] == ["-m", "shards.making.screener"]:
+    import shards.making.screening
 
-    timer, opened, decodes = signal.setitimer, shards.screening._open, shards.screening._decodes
+    timer, opened, decodes = signal.setitimer, shards.making.screening._open, shards.making.screening._decodes
 
     def sick_open(data, extension):
         image = opened(data, extension)
@@ -55,8 +55,8 @@ if sys.orig_argv[1:3] == ["-m", "shards.screener"]:
         return decodes(images)
 
     signal.setitimer = lambda which, seconds: timer(which, seconds / 15)
-    shards.screening._open = sick_open
-    shards.screening._decodes = sick_decodes
+    shards.making.screening._open = sick_open
+    shards.making.screening._decodes = sick_decodes
 """
 REASONS = {61: "timeout", 62: "memory", 63: "crash", 64: "memory", 65: "crash"}
 
@@ -148,8 +148,8 @@ def test_files_beyond_the_memory_limit_are_not_read(tmp_path, monkeypatch):
     make_class_folders(tmp_path / "source", classes=1, per_class=4)
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     (tmp_path / "source" / "n00000000" / "big.png").write_bytes(encode(Image.fromarray(noise), "PNG"))
-    monkeypatch.setattr("shards.writer._LARGEST_FILE", 200_000)
-    from shards.writer import make_shard
+    monkeypatch.setattr("shards.making.writer._LARGEST_FILE", 200_000)
+    from shards.making.writer import make_shard
 
     plan = make_plan(list_class_folders(tmp_path / "source"), Options())
     result = make_shard(tmp_path / "source", tmp_path, plan.shards[0])
@@ -165,7 +165,8 @@ def test_a_child_that_cannot_start_fails_with_words(tmp_path, monkeypatch):
 
 
 def test_no_child_outlives_its_parent():
-    code = "import time; from shards.screener import Screener; s = Screener(); print(s._process.pid, flush=True); "
+    code = "import time; from shards.making.screener import Screener; "
+    code += "s = Screener(); print(s._process.pid, flush=True); "
     parent = subprocess.Popen(
         [sys.executable, "-c", code + "time.sleep(99)"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.segments import index_folder, sweep
+from shards.reading.segments import index_folder, sweep
 
 OWNER = """
 import sys
-import shards.segments as segments
+import shards.reading.segments as segments
 segments._SCRATCH_SPARE = 0
 segments.SCRATCH = segments.Path(sys.argv[1])
 with segments.index_folder() as folder:
@@ -26,8 +26,8 @@ with segments.index_folder() as folder:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("shards.segments.SCRATCH", tmp_path)
-    monkeypatch.setattr("shards.segments._SCRATCH_SPARE", 0)
+    monkeypatch.setattr("shards.reading.segments.SCRATCH", tmp_path)
+    monkeypatch.setattr("shards.reading.segments._SCRATCH_SPARE", 0)
     return tmp_path
 
 

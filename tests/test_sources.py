@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from images import jpeg_bytes
 
-from shards.conversion import convert
+from shards.augment.reference import read_image
+from shards.checking.verify import verify
 from shards.dataset import open_dataset
 from shards.layout import DataError, MissingData
-from shards.planning import Options, make_plan
-from shards.reference import read_image
+from shards.making.conversion import convert
+from shards.making.planning import Options, make_plan
 from shards.sources.find import list_source
-from shards.verify import verify
 
 WNIDS = ("n01440764", "n01443537", "n02105855")
 

@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 from tiny_dtm import TINY, Widen
 from torch import Tensor, nn
 
-from engine.checkpoints import CheckpointError, check_same_run
-from engine.export import write_encoder
-from engine.foreign import from_clip
+from engine.checkpoints.comparing import check_same_run
+from engine.checkpoints.folders import CheckpointError
 from engine.models.beit import MaskedBeit
 from engine.start_up import is_harmless, is_structural
 from engine.teacher_sources import MissingTeacher, find_teacher, require_teacher
 from engine.teachers import CLIP_MEAN, CLIP_STD, Teacher, clip_network, load_clip, open_teacher, to_input
+from engine.weights.export import write_encoder
+from engine.weights.released import from_clip
 from recipes import registry
 from recipes.overrides import apply_overrides
 

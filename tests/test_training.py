@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank_worker import __file__ as RANK_WORKER
-from runs import TIMEOUT, TINY, TRAIN, Finished, environment, kill_when, launch, read_lines, train
+from runs import TIMEOUT, TINY, TRAIN, Finished, environment, kill_when, launch, read_lines, train, train_together
 
-from engine.checkpoints import damage
+from engine.checkpoints.verifying import damage
 from engine.runtime import Runtime
 
 STEPS = 20
@@ -101,9 +100,10 @@ def test_every_stage_and_precision_trains_and_resumes(shards, tmp_path):
     common = ("--recipe", "vit_ti_mae_demo", *TINY, f"data.train={shards}/train", "run.steps=4", "data.val=",
               "zero.param_persistence_threshold=0", "evaluation.batch=4")  # fmt: skip
     first = [f"{name}={overrides},run.stop_after=2" for name, overrides in runs.items()]
-    start_workers(tmp_path, first, common)
+    train_together(tmp_path, *first, "--", *common, ranks=2)
     broken_off = {name: read_lines(tmp_path / name / "metrics.jsonl") for name in runs}
-    start_workers(tmp_path, [f"{name}={overrides}" for name, overrides in runs.items()], (*common, "--resume"))
+    again = [f"{name}={overrides}" for name, overrides in runs.items()]
+    train_together(tmp_path, *again, "--", *common, "--resume", ranks=2)
     finished = {name: read_lines(tmp_path / name / "metrics.jsonl") for name in runs}
     for name, lines in finished.items():
         assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -114,15 +114,9 @@ def test_every_stage_and_precision_trains_and_resumes(shards, tmp_path):
             assert line["grad_norm"] == pytest.approx(reference["grad_norm"], rel=0.1), name
 
 
-def start_workers(folder: Path, runs: list[str], common: tuple[str, ...]) -> None:
-    command = launch(RANK_WORKER, str(folder), *runs, "--", *common, launcher="torchrun", ranks=2)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment(folder))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 def test_timm_loads_the_exported_encoder(one_rank, shards):
     """Equal features from `timm.create_model` and from our own encoder, and the checkpoint gives the objective back."""
-    from engine.export import read_objective  # noqa: I001  timm imports only after our torchvision fix
+    from engine.weights.export import read_objective  # noqa: I001  timm imports only after our torchvision fix
     import timm
 
     checkpoint = one_rank.newest_checkpoint()

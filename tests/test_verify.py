@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.conversion import convert
+from shards.checking.verify import verify
 from shards.layout import MissingData
-from shards.planning import Options, make_plan
+from shards.making.conversion import convert
+from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
-from shards.verify import verify
 from tests.images import make_class_folders
 from tools.verify_shards import main
 
@@ -166,7 +166,7 @@ def test_wrong_promises_that_agree_with_themselves(made, shards):
 
 
 def test_a_key_in_two_shards_is_named(tmp_path):
-    from shards import planning
+    from shards.making import planning
 
     make_class_folders(tmp_path / "source", classes=1, per_class=4)
     plan = make_plan(list_class_folders(tmp_path / "source"), Options(samples_per_shard=2, shuffle=False))

@@ -13,11 +13,11 @@ from PIL import Image
 from tars import make_dataset
 
 from recipes.schema import Data
-from shards import draws
+from shards.augment.views import VIEWS
 from shards.dataset import Dataset
-from shards.draws import Jitter
-from shards.loader import EvaluationLoader
-from shards.views import VIEWS
+from shards.draws import augmentations as draws
+from shards.draws.augmentations import Jitter
+from shards.reading.loader import EvaluationLoader
 
 DTM = Data(image_size=64, brightness=0.4, contrast=0.4, saturation=0.4, threads=1)
 COPIES = 12  # of every image, so that it is seen under as many draws

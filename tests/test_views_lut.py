@@ -18,11 +18,12 @@ from PIL import Image
 from tars import make_dataset
 
 from recipes.schema import Data
-from shards import draws, graphs, photometry, reference
+from shards.augment import graphs, photometry, reference
+from shards.augment.views import VIEWS
 from shards.dataset import Dataset
-from shards.draws import Effect, Jitter
-from shards.loader import EvaluationLoader
-from shards.views import VIEWS
+from shards.draws import augmentations as draws
+from shards.draws.augmentations import Effect, Jitter
+from shards.reading.loader import EvaluationLoader
 
 LUT = Data(image_size=32, crop="src", brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_prob=0.8, threads=1)
 

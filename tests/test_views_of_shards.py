@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.contact_sheet import COLUMNS, contact_sheet
-from shards.conversion import convert
+from shards.checking.contact_sheet import COLUMNS, contact_sheet
+from shards.checking.decode_check import undecodable
+from shards.checking.folder_statistics import spread, statistics_of
+from shards.checking.verify import verify
 from shards.dataset import open_dataset
-from shards.decode_check import undecodable
-from shards.folder_statistics import spread, statistics_of
-from shards.foreign_shards import index_shards
+from shards.foreign.indexing import index_shards
 from shards.index import parse_index
-from shards.planning import Options, make_plan
+from shards.making.conversion import convert
+from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
-from shards.verify import verify
 from tests.images import encode, jpeg_bytes, make_class_folders
 from tools.verify_shards import main
 
@@ -113,7 +113,7 @@ def test_decoding_names_the_sample(made, tmp_path, monkeypatch):
     tar.write_bytes(data)
     ((again, problem),) = undecodable(tar, index, 10**8)
     assert again == key and "32 x 32 pixels, the index has" in problem
-    monkeypatch.setattr("shards.verify.undecodable", lambda *_: iter([("k", "does not decode: crash: x")]))
+    monkeypatch.setattr("shards.checking.verify.undecodable", lambda *_: iter([("k", "does not decode: crash: x")]))
     assert [finding.key for finding in verify(made, decode=True)] == ["k"] * 3
     assert main([str(made), "--decode"]) == 1 and main([str(made)]) == 0
 

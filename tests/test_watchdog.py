@@ -14,7 +14,7 @@ from runs import ROOT, TIMEOUT, TINY, environment, launch
 from engine.feeding import patience
 from engine.runtime import Runtime
 from recipes.schema import Data
-from shards.watchdog import GRACE, Watchdog
+from shards.reading.watchdog import GRACE, Watchdog
 
 SCRIPT = ROOT / "tests" / "stalled_source.py"
 SECONDS = 3
@@ -72,7 +72,7 @@ def test_the_rank_that_waits_is_named_and_the_launcher_ends_all(shards: Path, tm
 
 
 def test_a_line_that_cannot_be_made_does_not_keep_the_process(tmp_path: Path) -> None:
-    code = "import time; from shards.watchdog import Watchdog\nwith Watchdog(1, lambda: 1 / 0): time.sleep(60)"
+    code = "import time; from shards.reading.watchdog import Watchdog\nwith Watchdog(1, lambda: 1 / 0): time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, cwd=ROOT)
     assert done.returncode == 1 and "cannot be told: division by zero" in done.stderr
 

@@ -32,7 +32,7 @@ def main() -> int:
 def draw(args: argparse.Namespace) -> int:
     """Write the picture of one analysis and say how to read it."""
     from engine.analyses.pictures import write_rows
-    from engine.export import find_checkpoint, read_manifest, read_objective
+    from engine.weights.export import find_checkpoint, read_manifest, read_objective
     from shards.dataset import open_dataset
 
     analysis, num_images, out = args.analysis, args.images, args.out or Path(f"{args.analysis}.png")
@@ -54,7 +54,7 @@ def draw_views(objective, recipe, dataset, num_images: int):
 
     from engine.analyses.pictures import hide, to_pixels
     from engine.masks import disjoint_masks
-    from shards.loader import TrainLoader
+    from shards.reading.loader import TrainLoader
 
     with TrainLoader(
         dataset, view=objective.view, data=recipe.data, seed=recipe.run.seed, global_batch=num_images,
@@ -79,7 +79,7 @@ def draw_reconstructions(objective, recipe, dataset, num_images: int):
     import torch
 
     from engine.analyses.reconstructions import reconstructions
-    from shards.draws import mask_noise
+    from shards.draws.augmentations import mask_noise
 
     images, ids = evaluation_images(recipe, dataset, num_images)
     noise = torch.from_numpy(mask_noise(recipe.run.seed, 0, ids, recipe.num_patches))
@@ -127,7 +127,7 @@ def evaluation_images(recipe, dataset, num_images: int):
     import torch
 
     from engine.evaluation.features import spread
-    from shards.loader import EvaluationLoader
+    from shards.reading.loader import EvaluationLoader
 
     ids = spread(len(dataset), num_images)
     with EvaluationLoader(dataset, ids, data=recipe.data, batch=len(ids), device=torch.device("cpu")) as loader:

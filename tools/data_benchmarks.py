@@ -22,8 +22,8 @@ def index_rate(folder: Path, *, num_workers: int = 1, rounds: int = ROUNDS) -> d
     read; both write into a temporary folder. DALI's tool starts two `tar` programs beside each of its own processes.
     Several workers take about 0.1 s to start on either side: give them a set that takes seconds.
     """
-    from shards.foreign_index import find_tars
-    from shards.foreign_shards import index_shards
+    from shards.foreign.index_files import find_tars
+    from shards.foreign.indexing import index_shards
     from shards.processes import call_each
 
     tars = find_tars(folder)
@@ -71,8 +71,8 @@ def conversion_rate(source: Path, *, num_workers: int = 1, rounds: int = ROUNDS)
     Ours also lists, hashes, indexes and flushes to the disk, and starts its processes in every round. Both write into
     a temporary folder and decode by DALI on the CPU.
     """
-    from shards.conversion import convert
-    from shards.planning import Options, make_plan
+    from shards.making.conversion import convert
+    from shards.making.planning import Options, make_plan
     from shards.processes import call_each
     from shards.sources.class_folders import list_class_folders
 
@@ -119,7 +119,7 @@ def hash_rate(folder: Path, *, rounds: int = ROUNDS) -> dict[str, str | float]:
 
     Ours also reads every header and compares both indexes and the manifest.
     """
-    from shards.verify import HASHING_THREADS, verify
+    from shards.checking.verify import HASHING_THREADS, verify
 
     files = sorted(path for path in folder.iterdir() if path.is_file())
     workers = min(HASHING_THREADS, os.cpu_count() or 1)

@@ -152,7 +152,7 @@ def decoding() -> Iterator[Finding]:
     import torch
 
     from recipes.schema import Data
-    from shards.parity import dali_images, make_pictures, mean_difference, pil_images
+    from shards.augment.parity import dali_images, make_pictures, mean_difference, pil_images
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:

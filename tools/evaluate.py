@@ -39,7 +39,7 @@ def evaluate(checkpoints: list[Path], data: Path, out: Path | None) -> int:
     from rich.text import Text
 
     from engine.evaluation.scores import score_checkpoint
-    from engine.export import find_checkpoint
+    from engine.weights.export import find_checkpoint
 
     found = [find_checkpoint(path) for path in checkpoints]
     require_labels(data)

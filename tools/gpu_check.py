@@ -107,7 +107,7 @@ class Check:
 
     def pictures(self) -> None:
         """making pictures and shards"""
-        from shards.parity import make_pictures
+        from shards.augment.parity import make_pictures
 
         count, sides = (64, (40, 64)) if self.small else (512, (300, 500))
         side = self.recipe("mae").data.image_size
@@ -207,8 +207,8 @@ class Check:
 
     def segment_switches(self) -> None:
         """watching memory over segment switches"""
-        from shards.loader import TrainLoader
-        from shards.mask_draws import NO_MASK
+        from shards.draws.masks import NO_MASK
+        from shards.reading.loader import TrainLoader
 
         batch, used = 16, []
         with TrainLoader(

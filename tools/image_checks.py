@@ -30,7 +30,7 @@ class Comparison:
         """A view as its recipe has it: the CPU's graph against PIL, and the GPU's against the CPU's."""
         import torch
 
-        from shards.parity import dali_images, mean_difference, pil_images
+        from shards.augment.parity import dali_images, mean_difference, pil_images
 
         ids, cpu = dali_images(self.dataset, view, data, torch.device("cpu"))
         pil = mean_difference(cpu, pil_images(self.dataset, view, data, ids))
@@ -59,7 +59,7 @@ class Comparison:
 
     def effects(self, data: Data) -> None:
         """LUT's second image without jitter; which effect a sample got is drawn."""
-        from shards.draws import Effect, effects
+        from shards.draws.augmentations import Effect, effects
 
         ids, (_, ours), (_, theirs) = self.both_sides("pretrain_lut", data)
         drawn = effects(0, 0, ids, data.blur_sigma)["effect"]
@@ -70,7 +70,7 @@ class Comparison:
         """Ids, and images on the device and on the CPU; or on the CPU and by PIL, where there is no other device."""
         import torch
 
-        from shards.parity import dali_images, pil_images
+        from shards.augment.parity import dali_images, pil_images
 
         ids, ours = dali_images(self.dataset, view, data, self.device)
         if self.device.type == "cuda":
@@ -78,7 +78,7 @@ class Comparison:
         return ids, ours, pil_images(self.dataset, view, data, ids)
 
     def add(self, name: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
-        from shards.parity import mean_difference
+        from shards.augment.parity import mean_difference
 
         difference, cuda = mean_difference(ours, theirs), self.device.type == "cuda"
         limit, sides = (DEVICE_LIMIT, "device and CPU") if cuda else (PIL_LIMIT_COLOURS, "CPU and PIL")

@@ -42,7 +42,7 @@ def import_file(args: argparse.Namespace) -> int:
     recipe = apply_overrides(registry.load(args.recipe), args.overrides)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     with console.status("reading and checking"):
-        from engine.importing import import_weights
+        from engine.weights.importing import import_weights
 
         done = import_weights(args.file, args.folder, args.recipe, recipe, alone())
     console.print(f"from        {done.source.origin}")

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.shell import run
 
 if TYPE_CHECKING:
-    from shards.foreign_shards import Progress, Report
-    from shards.verify import Finding
+    from shards.checking.verify import Finding
+    from shards.foreign.indexing import Progress, Report
 
 SHOWN = 20  # rejected images or findings that are listed
 EPILOG = """examples:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def index(args: argparse.Namespace) -> int:
     """Look, say what is there, index, sum up."""
-    from shards.foreign_shards import index_shards, look
+    from shards.foreign.indexing import index_shards, look
 
     if args.decode:
         raise ValueError("--decode: images are decoded with --check only")
@@ -85,7 +85,7 @@ def index(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Compare the index with the tars; 1 if anything is found."""
-    from shards.foreign_shards import check_foreign
+    from shards.foreign.indexing import check_foreign
 
     began = time.monotonic()
     with bar() as progress:
@@ -112,8 +112,8 @@ def bar() -> Iterator[Progress]:
 
 def print_report(place: Path, report: Report, seconds: float) -> None:
     """What was found, what is odd, and what to type next."""
-    from shards.foreign_hints import shortfalls
-    from shards.foreign_index import split_place
+    from shards.foreign.hints import shortfalls
+    from shards.foreign.index_files import split_place
 
     found, total = report.index, sum(report.samples.values())
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in Counter(found.rejected).most_common())

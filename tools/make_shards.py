@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.shell import run
-from shards.planning import Options, Plan
+from shards.making.planning import Options, Plan
 
 if TYPE_CHECKING:
-    from shards.conversion import Report
+    from shards.making.conversion import Report
     from shards.sources.listing import Listing
 
 EPILOG = """examples:
@@ -38,7 +38,7 @@ Killed or interrupted, the same command goes on where it was. Original bytes are
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; defaults are those of `shards.planning.Options`."""
+    """The command line; defaults are those of `shards.making.planning.Options`."""
     default = Options()
     result = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,7 +82,7 @@ def convert_folder(args: argparse.Namespace) -> int:
     """List, plan, convert, sum up."""
     from rich.console import Console
 
-    from shards.planning import make_plan
+    from shards.making.planning import make_plan
 
     if args.scheduler and args.workers is not None:
         raise ValueError(f"workers={args.workers}: the cluster has its own; leave it out with --scheduler")
@@ -143,7 +143,7 @@ def convert_with_bar(plan: Plan, args: argparse.Namespace) -> Report:
         TimeRemainingColumn,
     )
 
-    from shards.conversion import convert
+    from shards.making.conversion import convert
 
     columns = (
         BarColumn(),
@@ -161,7 +161,7 @@ def convert_with_bar(plan: Plan, args: argparse.Namespace) -> Report:
 
         common = {"max_bad_fraction": args.max_bad_fraction, "progress": progress}
         if args.scheduler:
-            from shards.cluster import convert_on_cluster
+            from shards.making.cluster import convert_on_cluster
 
             return convert_on_cluster(plan, args.out, args.scheduler, **common)
         return convert(plan, args.out, num_workers=args.workers, **common)
@@ -171,7 +171,7 @@ def print_plan(plan: Plan, num_workers: int) -> None:
     """What --dry-run says; a few images are converted to tell the time."""
     from rich.console import Console
 
-    from shards.estimate import estimate
+    from shards.making.estimate import estimate
 
     with Console(stderr=True).status("converting a few images"):
         guess = estimate(plan, num_workers)

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.shell import FAILED, run
 
 if TYPE_CHECKING:
-    from shards.folder_statistics import Statistics
-    from shards.verify import Finding
+    from shards.checking.folder_statistics import Statistics
+    from shards.checking.verify import Finding
 
 SHOWN = 50  # findings in the table
 EPILOG = """examples:
@@ -78,7 +78,7 @@ def own_findings(args: argparse.Namespace) -> list[Finding]:
     """What is wrong with a folder that tools/make_shards.py made."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    from shards.verify import verify
+    from shards.checking.verify import verify
 
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), transient=True) as bar:
         return verify(args.folder, quick=args.quick, decode=args.decode, progress=shown(bar))
@@ -88,10 +88,10 @@ def foreign_findings(args: argparse.Namespace) -> list[Finding]:
     """What is wrong with an indexed folder; --quick asks what a training run asks when it starts."""
     from rich.progress import Progress
 
+    from shards.checking.verify import Finding
     from shards.dataset import open_dataset
-    from shards.foreign_shards import check_foreign
+    from shards.foreign.indexing import check_foreign
     from shards.layout import DataError, MissingData
-    from shards.verify import Finding
 
     if args.quick:
         try:
@@ -115,7 +115,7 @@ def repair_folder(folder: Path, foreign: bool) -> None:
     """Rebuild what can be, and say so."""
     if foreign:
         raise ValueError(f"repair={folder}: its index is rebuilt by python tools/index_shards.py {folder}")
-    from shards.repair import repair
+    from shards.checking.repair import repair
 
     rebuilt = repair(folder)
     say(f"{folder}: rebuilt {', '.join(rebuilt)}" if rebuilt else f"{folder}: nothing could or had to be rebuilt")
@@ -123,7 +123,7 @@ def repair_folder(folder: Path, foreign: bool) -> None:
 
 def say_command(folder: Path, findings: list[Finding]) -> None:
     """How to get the files with findings again."""
-    from shards.repair import again
+    from shards.checking.repair import again
 
     if command := again(folder, [finding.file for finding in findings]):
         say("Try --repair; what it leaves is made again, from the same source, by")
@@ -137,11 +137,11 @@ def describe(args: argparse.Namespace, how: str) -> None:
     dataset = open_dataset(args.folder)
     say(f"{args.folder}: {len(dataset):,} samples in {len(dataset.paths):,} shards are as promised {how}")
     if args.statistics:
-        from shards.folder_statistics import statistics_of
+        from shards.checking.folder_statistics import statistics_of
 
         print_statistics(statistics_of(dataset))
     if args.contact_sheet:
-        from shards.contact_sheet import contact_sheet
+        from shards.checking.contact_sheet import contact_sheet
 
         contact_sheet(dataset).save(args.contact_sheet, "PNG")
         say(f"contact sheet: {args.contact_sheet}")

@@ -15,9 +15,9 @@ from engine.feeding import patience
 from engine.runtime import Runtime
 from engine.start_up import require_labels
 from recipes.schema import Recipe
-from shards.bad_samples import BadSamples
 from shards.dataset import Dataset
-from shards.loader import EvaluationLoader
+from shards.reading.bad_samples import BadSamples
+from shards.reading.loader import EvaluationLoader
 
 Encode = Callable[[Tensor], Tensor]  # images [B, 3, S, S] -> features [B, D]
 

@@ -9,9 +9,9 @@ import torch
 from engine.evaluation.features import Encode, extract, mean_token, pixels
 from engine.evaluation.neighbours import knn_accuracy
 from engine.evaluation.probe import probe_accuracy
-from engine.export import read_encoder
 from engine.runtime import Runtime
 from engine.start_up import check_classes
+from engine.weights.export import read_encoder
 from recipes.schema import Recipe
 from shards.dataset import open_dataset
 

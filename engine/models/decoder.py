@@ -11,6 +11,8 @@ from engine.masks import gather_tokens
 from engine.models import vision_library  # noqa: F401  timm imports only after it
 from engine.models.initialization import TOKEN_STD, initialize
 from engine.models.positions import sincos_positions
+from recipes.methods import Mae, MaeDtm
+from recipes.schema import Model
 
 # isort: split
 from timm.models.vision_transformer import Block
@@ -60,3 +62,16 @@ class Decoder(nn.Module):
         x = torch.cat([cls, x], dim=1) + self.pos_embed.to(x.dtype)
         x = self.norm(self.blocks(x))[:, 1:]
         return (self.pred(x), x) if with_tokens else self.pred(x)
+
+
+def build_decoder(settings: Mae | MaeDtm, model: Model, image_size: int, num_values: int) -> Decoder:
+    """The decoder of an autoencoder of that encoder, which predicts `num_values` numbers per patch."""
+    return Decoder(
+        model.embed_dim,
+        embed_dim=settings.decoder_embed_dim,
+        depth=settings.decoder_depth,
+        num_heads=settings.decoder_num_heads,
+        mlp_ratio=model.mlp_ratio,
+        num_patches=model.num_patches(image_size),
+        num_values=num_values,
+    )

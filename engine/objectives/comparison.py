@@ -17,7 +17,7 @@ from engine.morphing import Groups, group_tokens, morphed_loss
 from engine.objectives.contract import Objective
 from engine.teachers import Teacher
 from recipes.methods.morphing import Morphing
-from shards.philox import Stream, words
+from shards.draws.philox import Stream, words
 
 
 class Draw(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shards.loader import Batch
-from shards.mask_draws import MaskDraws
+from shards.draws.masks import MaskDraws
+from shards.reading.loader import Batch
 
 AVERAGE = "average"  # what an objective calls its moving average, where it keeps one outside
 
@@ -15,7 +15,7 @@ class Objective(nn.Module):
     """The module that DeepSpeed wraps. A subclass sets `encoder`, `view` and `masks` and defines `forward`."""
 
     encoder: nn.Module  # what is evaluated and exported
-    view: str  # how images are augmented: a name of shards.views
+    view: str  # how images are augmented: a name of shards.augment.views
     masks: MaskDraws  # what a batch brings for the mask
     no_decay: frozenset[str] = frozenset()  # last names of parameters without weight decay, beside vectors and biases
 

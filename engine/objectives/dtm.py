@@ -10,9 +10,9 @@ from engine.objectives.comparison import MorphedComparison
 from engine.teachers import Teacher
 from recipes.methods import Dtm
 from recipes.schema import Model
-from shards.block_masks import BlockMasks
-from shards.loader import Batch
-from shards.mask_draws import MaskDraws
+from shards.draws.block_masks import BlockMasks
+from shards.draws.masks import MaskDraws
+from shards.reading.loader import Batch
 
 
 class DynamicTokenMorphing(MorphedComparison):

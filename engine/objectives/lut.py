@@ -24,8 +24,8 @@ from engine.objectives.contrast import contextual_loss
 from engine.objectives.mae import MaskedAutoencoder
 from recipes.methods import Lut
 from recipes.schema import Model
-from shards.loader import Batch
-from shards.mask_draws import MaskDraws
+from shards.draws.masks import MaskDraws
+from shards.reading.loader import Batch
 
 
 class ContextualAutoencoder(MaskedAutoencoder):

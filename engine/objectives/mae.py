@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from engine.masks import RandomMask, random_mask
-from engine.models.decoder import Decoder
+from engine.models.decoder import build_decoder
 from engine.models.encoders import MaskedVisionTransformer
 from engine.models.patches import patchify
 from engine.objectives.contract import Objective
 from recipes.methods import Mae
 from recipes.schema import Model
-from shards.loader import Batch
-from shards.mask_draws import MaskDraws
+from shards.draws.masks import MaskDraws
+from shards.reading.loader import Batch
 
 PIXEL_EPS = 1e-6  # in the variance of a patch's pixels
 
@@ -27,18 +27,10 @@ class MaskedAutoencoder(Objective):
         super().__init__()
         self.settings = settings
         self.patch_size = model.patch_size
-        self.num_patches = (image_size // model.patch_size) ** 2
+        self.num_patches = model.num_patches(image_size)
         self.masks = MaskDraws(num_noise=self.num_patches)
         self.encoder = MaskedVisionTransformer(model, image_size)
-        self.decoder = Decoder(
-            model.embed_dim,
-            embed_dim=settings.decoder_embed_dim,
-            depth=settings.decoder_depth,
-            num_heads=settings.decoder_num_heads,
-            mlp_ratio=model.mlp_ratio,
-            num_patches=self.num_patches,
-            num_values=3 * model.patch_size**2,
-        )
+        self.decoder = build_decoder(settings, model, image_size, num_values=3 * model.patch_size**2)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.views[0]

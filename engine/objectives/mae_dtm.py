@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine.masks import RandomMask, random_mask
-from engine.models.decoder import Decoder
+from engine.models.decoder import build_decoder
 from engine.models.encoders import MaskedVisionTransformer
 from engine.objectives.comparison import MorphedComparison
 from engine.teachers import Teacher
 from recipes.methods import MaeDtm
 from recipes.schema import Model
-from shards.loader import Batch
-from shards.mask_draws import MaskDraws
+from shards.draws.masks import MaskDraws
+from shards.reading.loader import Batch
 
 
 class MorphedAutoencoder(MorphedComparison):
@@ -22,18 +22,9 @@ class MorphedAutoencoder(MorphedComparison):
 
     def __init__(self, settings: MaeDtm, model: Model, image_size: int, *, teacher: Teacher, seed: int) -> None:
         super().__init__(settings, teacher=teacher, seed=seed)
-        num_patches = model.num_patches(image_size)
-        self.masks = MaskDraws(num_noise=num_patches)
+        self.masks = MaskDraws(num_noise=model.num_patches(image_size))
         self.encoder = MaskedVisionTransformer(model, image_size)
-        self.decoder = Decoder(
-            model.embed_dim,
-            embed_dim=settings.decoder_embed_dim,
-            depth=settings.decoder_depth,
-            num_heads=settings.decoder_num_heads,
-            mlp_ratio=model.mlp_ratio,
-            num_patches=num_patches,
-            num_values=teacher.width,
-        )
+        self.decoder = build_decoder(settings, model, image_size, num_values=teacher.width)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.views[0]

@@ -10,7 +10,7 @@ from recipes.methods.morphing import Morphing
 from recipes.sections.data import Data
 from recipes.sections.model import Model
 
-LARGEST_GRID = 64  # patches of a side of a block-wise mask (shards/block_masks.py)
+LARGEST_GRID = 64  # patches of a side of a block-wise mask (shards/draws/block_masks.py)
 
 
 @dataclass(frozen=True, kw_only=True)

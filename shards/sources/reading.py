@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shards.layout import DataError
-from shards.screening import Rejected
+from shards.making.screening import Rejected
 from shards.sources.listing import Place
 
 

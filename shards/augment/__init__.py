@@ -1,0 +1,1 @@
+"""What an image becomes: draws in, pixels out, as DALI graphs and as their PIL reference."""

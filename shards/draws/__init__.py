@@ -1,0 +1,1 @@
+"""Everything random about data, as pure functions of (seed, epoch, sample)."""

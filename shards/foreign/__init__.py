@@ -1,0 +1,1 @@
+"""WebDataset shards that somebody else made, used where they are."""
