@@ -2,9 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+# Two test files at a time: more would not fit into the memory of a small machine.
+TOGETHER = -n 2 --dist loadfile
+# make soak SOAK="--kills 100 --minutes 120"
+SOAK ?=
 
 # make demo-full: three seeds of the demo, 25 to 35 minutes.
-.PHONY: setup demo demo-full test test-all gpu-check doctor lint clean
+.PHONY: setup demo demo-full test test-all soak gpu-check doctor lint clean
 
 setup:
 	@$(PYTHON) tools/install.py $(VENV)
@@ -17,11 +21,15 @@ demo-full: setup
 
 test: setup
 	@$(RUN) -m ruff check .
-	@$(RUN) -m pytest -m "not long"
+	@$(RUN) -m pytest -m "not long" $(TOGETHER)
 
 test-all: setup
 	@$(RUN) -m ruff check .
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest $(TOGETHER)
+
+# Kills a training again and again and compares it with an undisturbed one: 20 kills or 20 minutes.
+soak: setup
+	@$(RUN) tools/soak.py $(SOAK)
 
 # On a GPU machine with its packages installed: nothing is installed here. PYTHON is the interpreter to check.
 gpu-check:

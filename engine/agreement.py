@@ -1,10 +1,19 @@
-"""What all ranks must see alike: one rank's value on all, every rank's value on all; and waiting for each other."""
+"""What all ranks must see alike: one rank's value on all, every rank's value on all; waiting, and failing together."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch.distributed as dist
 
 from engine.runtime import Runtime
+
+T = TypeVar("T")
+
+
+class RankFailure(OSError):
+    """What one or several ranks could not do; raised on all ranks alike."""
 
 
 def shared(value, runtime: Runtime):
@@ -28,3 +37,27 @@ def gathered(value, runtime: Runtime) -> list:
 def barrier(runtime: Runtime) -> None:
     if runtime.world_size > 1:
         dist.barrier()
+
+
+def together(work: Callable[[], T], runtime: Runtime) -> list[T]:
+    """`work()` of every rank, in the order of the ranks, on every rank. Collective.
+
+    RankFailure on all ranks, naming those that failed, where any raised OSError: a rank that met a full disk alone must
+    not leave the others waiting for it. `work` holds no collective.
+    """
+    value = problem = None
+    try:
+        value = work()
+    except OSError as error:
+        problem = str(error)
+    answers = gathered((value, problem), runtime)
+    where = "rank {}: " if runtime.world_size > 1 else ""
+    problems = [where.format(rank) + problem for rank, (_, problem) in enumerate(answers) if problem is not None]
+    if problems:
+        raise RankFailure("; ".join(problems))
+    return [value for value, _ in answers]
+
+
+def together_on_main(work: Callable[[], None], runtime: Runtime) -> None:
+    """`work()` on rank 0 alone; RankFailure on all ranks where it raised OSError. Collective."""
+    together(work if runtime.is_main else lambda: None, runtime)

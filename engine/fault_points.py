@@ -20,15 +20,19 @@ from dataclasses import dataclass
 VARIABLE = "MASKWRIGHT_FAULT"
 POINTS = (
     "start.joined",  # the ranks have found each other
+    "start.agreed",  # and mean the same run
     "resume.verified",
+    "resume.converted",  # the universal form for another number of ranks is there
     "resume.loaded",
     "step.begin",
     "step.loss",  # after the forward pass of a micro-step (nan)
+    "step.backward",  # before the backward pass (nan: the gradient alone)
     "step.gradient",  # after the backward pass of a micro-step
     "step.update",  # all micro-steps done, weights as before
     "step.done",
     "evaluate.begin",
     "save.begin",
+    "save.write",  # about to write one of DeepSpeed's files of this rank
     "save.state",  # DeepSpeed's files of this rank are written
     "save.weights",  # rank 0 has written the exported encoder too
     "save.hashed",
@@ -36,7 +40,8 @@ POINTS = (
     "save.rename",  # about to publish
     "save.published",
     "prune.begin",
-    "prune.middle",  # some of what goes has gone
+    "prune.middle",  # one of those that go is no checkpoint any more
+    "log.write",
     "finish",
 )
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}

@@ -7,14 +7,24 @@ from pathlib import Path
 
 from engine.agreement import barrier
 from engine.objectives.contract import Objective
-from engine.runtime import TIMEOUT, Runtime
+from engine.runtime import Runtime
+from engine.start_up import check_classes, training_folder, validation_folder
 from recipes.schema import Data, Recipe
-from shards.dataset import Dataset
+from shards.dataset import Dataset, open_dataset
 from shards.layout import QUARANTINE
 from shards.reading.bad_samples import BadSamples
 from shards.reading.loader import TrainLoader
 
 SOONER = 0.8  # share of the collectives' patience after which a rank speaks that waits for data
+
+
+def open_data(data: Data) -> tuple[Dataset, Dataset | None]:
+    """What to train on, and what to measure k-NN on; ValueError where they do not fit together."""
+    train_set = open_dataset(training_folder(data), setting="data.train")
+    val_folder = validation_folder(data)
+    val_set = open_dataset(val_folder, setting="data.val") if val_folder else None
+    check_classes(train_set, val_set)
+    return train_set, val_set
 
 
 def make_train_loader(
@@ -29,7 +39,7 @@ def make_train_loader(
     return TrainLoader(
         train_set,
         view=objective.view,
-        data=replace(recipe.data, timeout=patience(recipe.data, runtime)),
+        data=replace(recipe.data, timeout=patience(recipe, runtime)),
         seed=recipe.run.seed,
         global_batch=recipe.optim.global_batch,
         micro_batch=recipe.optim.micro_batch,
@@ -44,13 +54,13 @@ def make_train_loader(
     )
 
 
-def patience(data: Data, runtime: Runtime) -> float:
+def patience(recipe: Recipe, runtime: Runtime) -> float:
     """`data.timeout`, but among several ranks less than the patience of their collectives.
 
     Else the others, who wait for this rank there, would give up first, and nobody would say that it was the data.
     """
-    limit = SOONER * TIMEOUT.total_seconds()
-    return min(data.timeout, limit) if data.timeout and runtime.world_size > 1 else data.timeout
+    wanted = recipe.data.timeout
+    return min(wanted, SOONER * recipe.run.timeout) if wanted and runtime.world_size > 1 else wanted
 
 
 def open_records(

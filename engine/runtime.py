@@ -1,4 +1,4 @@
-"""Where this process stands: rank, device, threads, random seeds; and how a run ends early.
+"""Where this process stands: rank, device, threads, random seeds.
 
 Works under `deepspeed`, `torchrun`, `srun` (Slurm) and plain `python`: the launcher is recognised by the environment
 it leaves, and without one a world of a single rank is set up on a free port.
@@ -6,29 +6,23 @@ it leaves, and without one a world of a single rank is set up on a free port.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
 import resource
-import select
-import signal
 import socket
 import subprocess
-import sys
-import threading
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(minutes=5)  # of a collective: a rank that hangs is noticed
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from engine.launcher_watch import stop_with
+from engine.rendezvous import join_world
+from engine.signals import REQUESTS
 
 
 @dataclass(frozen=True)
@@ -108,10 +102,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start() -> Runtime:
-    """Join the world: environment, device, threads, DeepSpeed's communication. Call once, before DeepSpeed."""
+def start(timeout: float) -> Runtime:
+    """Join the world: environment, device, threads, DeepSpeed's communication. Call once, before DeepSpeed.
+
+    `timeout` in seconds is that of every collective: a rank that hangs is noticed by the others.
+    """
     if "LOCAL_RANK" in os.environ:  # a launcher is the parent
-        die_with_parent()
+        stop_with(REQUESTS.launcher or os.getppid())
     os.environ.update(world_environment(os.environ))
     local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if torch.cuda.is_available():
@@ -122,43 +119,9 @@ def start() -> Runtime:
         torch.set_num_threads(cores_per_rank(local_world_size))
     deepspeed = import_deepspeed()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
+    join_world(backend, device, timedelta(seconds=timeout))
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)  # takes over what is there
     return Runtime(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device)
-
-
-def die_with_parent() -> None:
-    """Have this process end when its launcher ends, however that ends (Linux; elsewhere nothing).
-
-    A launcher that is killed cannot stop its ranks: they would train on and hold the GPUs. Whole checkpoints survive
-    any end (engine/checkpoints.py), hence the one signal that nothing can catch or delay.
-    """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if runner := deepspeed_runner():
-        threading.Thread(target=die_with, args=(runner,), daemon=True).start()
-
-
-def deepspeed_runner() -> int | None:
-    """File descriptor of the process `deepspeed`, where it is alive and this is one of its ranks.
-
-    It starts the ranks through a second process, their parent, which goes on when `deepspeed` alone is killed. Another
-    grandparent than `deepspeed`, such as the shell of a user who logs out, is nobody to die with.
-    """
-    with suppress(OSError):  # processes end while they are looked at
-        process = os.getpid()
-        for known_by in (b"deepspeed.launcher.launch", b"deepspeed"):
-            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])  # its parent
-            if known_by not in Path(f"/proc/{process}/cmdline").read_bytes():
-                return None
-        return os.pidfd_open(process)
-    return None
-
-
-def die_with(process: int) -> None:
-    """Wait for the end of a process, given as a file descriptor, and end too."""
-    select.select([process], [], [])
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def cores_per_rank(local_world_size: int) -> int:

@@ -1,7 +1,17 @@
 """How an entry script ends: its exit code, and an expected error as red text instead of a traceback.
 
-Exit codes: 0 all is well; 1 findings, or something on this machine failed; 2 the command asks for something
-impossible; 130 interrupted.
+| code | meaning | what a job script does |
+|---|---|---|
+| 0 | all is well, the run is finished | nothing |
+| 1 | findings, or something on this machine failed | starts it again with `--resume auto`, a few times |
+| 2 | the command asks for something impossible | nothing: somebody must look |
+| 3 | too many steps had a loss or gradient that is no number (run.max_bad_steps) | nothing: somebody must look |
+| 75 | stopped by a signal; nothing is lost (EX_TEMPFAIL of sysexits.h) | starts it again with `--resume auto` |
+| 130 | a tool was interrupted from the keyboard | nothing |
+| 143 | stopped by a signal, and the checkpoint could not be written | as for 1; the checkpoint before it is intact |
+| 128 + n | ended at once by a second signal n, or killed by it | as for 1 |
+
+These are the codes of the ranks; docs/cluster.md says what each launcher makes of them.
 """
 
 from __future__ import annotations
@@ -9,7 +19,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-FAILED, IMPOSSIBLE, INTERRUPTED = 1, 2, 130
+FAILED, IMPOSSIBLE, DIVERGED, STOPPED, INTERRUPTED, NOT_SAVED = 1, 2, 3, 75, 130, 143
+KILLED = 128  # and the number of the signal
 
 
 def calm_threads() -> None:
@@ -23,6 +34,14 @@ def calm_threads() -> None:
 
 class OnThisRank(RuntimeError):
     """An error that the other ranks may not have met: told by whichever rank it is."""
+
+
+class Diverged(RuntimeError):
+    """Too many steps in which loss or gradient was no number."""
+
+
+class NotSaved(RuntimeError):
+    """A run that was asked to stop could not write its checkpoint."""
 
 
 def run(
@@ -46,7 +65,13 @@ def run(
         if debug:
             raise
         say_error(str(error), from_any_rank=isinstance(error, OnThisRank))
-        return IMPOSSIBLE if isinstance(error, ValueError) else FAILED
+        return exit_code(error)
+
+
+def exit_code(error: Exception) -> int:
+    """What an expected error is to the caller of the program."""
+    codes = {ValueError: IMPOSSIBLE, Diverged: DIVERGED, NotSaved: NOT_SAVED}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
 
 
 def say_error(message: str, *, from_any_rank: bool = False) -> None:

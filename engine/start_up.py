@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 HARMLESS = {
     "data.train", "data.val", "data.eval_crop", "data.threads", "data.prefetch", "data.hw_decoder_load",
     "data.on_bad_sample", "data.max_bad_fraction", "data.timeout", "data.cache", "data.fetch_tries",
-    "run.out", "run.stop_after", "run.log_every", "run.save_every", "run.eval_every", "run.keep",
     "teacher",  # its place; that its weights are the same is checked by their hash
     "init",  # read at step 0 only
 }  # fmt: skip
 
+DECISIVE = {"run.epochs", "run.steps", "run.seed"}  # in the section `run`, all of whose other fields are harmless
 
 # Fields that decide which tensors a checkpoint holds.
 STRUCTURAL = ("model.", "zero.stage", "precision", "data.image_size", "objective.decoder", "objective.head",
@@ -39,8 +39,16 @@ class MissingInput(ValueError):
 
 
 def is_harmless(path: str) -> bool:
-    """Whether a recipe field may differ between a run and its continuation."""
-    return path in HARMLESS or path.startswith("evaluation.")
+    """Whether a recipe field changes nothing of what is learned."""
+    return path in HARMLESS or path.startswith("evaluation.") or (path.startswith("run.") and path not in DECISIVE)
+
+
+def may_differ(path: str) -> bool:
+    """Whether a recipe field may differ between a run and its continuation.
+
+    A global batch divided otherwise gives the same sums but for rounding, as another number of ranks does.
+    """
+    return is_harmless(path) or path == "optim.micro_batch"
 
 
 def is_structural(path: str) -> bool:
@@ -223,6 +231,23 @@ def batch_norm_lines(recipe: Recipe, world_size: int) -> list[str]:
     labels = ["batch norm  over"] * settings.has_batch_norm + ["InfoNCE     among"] * (settings.bc_loss == "infonce")
     warning = f": WARNING, the recipe means {meant:,}; features will differ" if seen != meant else ""
     return [f"{label} micro {micro} x ranks {world_size} = {seen:,} images{warning}" for label in labels]
+
+
+def other_images_at_once(manifest: dict, recipe: Recipe, world_size: int) -> list[str]:
+    """A warning where batch norm or InfoNCE will see another number of images than before the resume."""
+    settings = recipe.objective
+    if not isinstance(settings, Lut) or not (settings.has_batch_norm or settings.bc_loss == "infonce"):
+        return []
+    micro_was, was = int(manifest["recipe"]["optim.micro_batch"]), manifest["world_size"]
+    micro = recipe.optim.micro_batch
+    if micro_was * was == micro * world_size:
+        return []
+    keep = micro_was * was / world_size
+    return [
+        f"WARNING     batch norm or InfoNCE saw {micro_was * was} images at once (micro {micro_was} x ranks {was}), "
+        f"now {micro * world_size} (micro {micro} x ranks {world_size}): other losses than without the resume"
+        + (f"; optim.micro_batch={keep:.0f} would keep them" if keep.is_integer() else "")
+    ]
 
 
 def departures(name: str, recipe: Recipe) -> list[str]:

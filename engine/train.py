@@ -14,39 +14,47 @@ sys.path[:] = [str(Path(__file__).resolve().parents[1]), *(p for p in sys.path i
 
 from engine import shell
 from engine.command_line import Command, parse_command
+from engine.signals import REQUESTS
 
 if __name__ == "__main__":
+    REQUESTS.listen()  # before a library starts threads
     COMMAND = parse_command(sys.argv[1:])  # --list, --print and mistakes are answered before torch is imported
     shell.calm_threads()
 
 import json
 import math
-from contextlib import suppress
+import signal
+import time
 from functools import partial
 
 import torch
 
-from engine.checkpoints import saving
+from engine import stopping
+from engine.bad_steps import BadSteps, Safeguard
+from engine.checkpoints.choosing import choose
 from engine.checkpoints.folders import complete_checkpoints
-from engine.checkpoints.resuming import resume
+from engine.checkpoints.keeping import Keeper, SaveError
+from engine.checkpoints.loading import load, needs_universal
+from engine.checkpoints.manifests import written_with
+from engine.checkpoints.progress import gigabytes
 from engine.console import Console
-from engine.evaluation.features import extract, mean_token
-from engine.evaluation.neighbours import knn_accuracy
+from engine.evaluation.monitor import Monitor
 from engine.fault_points import reached
-from engine.feeding import make_train_loader, open_records
-from engine.meter import Meter, gradient_norm
+from engine.feeding import make_train_loader, open_data, open_records
+from engine.heartbeats import TRAINING
+from engine.meter import Meter
 from engine.objectives.build import build_objective
-from engine.objectives.contract import Objective
-from engine.params import parameter_groups, set_learning_rate
+from engine.params import set_learning_rate
 from engine.plan import make_plan
-from engine.run_folder import claim, release
-from engine.runtime import Runtime, import_deepspeed, peak_memory, seed_step, start, stop
-from engine.start_up import check_classes, start_lines, training_folder, validation_folder
+from engine.run_folder import claimed, run_folder
+from engine.runtime import Runtime, peak_memory, seed_step, start, stop
+from engine.start_agreement import agree, everywhere, rank_facts
+from engine.start_up import start_lines
 from engine.weights import export
 from engine.weights.initial import begin_from
-from engine.zero import deepspeed_config
+from engine.witness import Witness, witnessed
+from engine.zero import wrap
 from recipes.overrides import leaves, show
-from shards.dataset import Dataset, open_dataset
 from shards.reading import bus_errors
 from shards.reading.loader import Batch, TrainLoader
 
@@ -54,55 +62,46 @@ from shards.reading.loader import Batch, TrainLoader
 class Trainer:
     """One run: everything built from a recipe, then `fit`."""
 
-    def __init__(self, command: Command, runtime: Runtime) -> None:
-        self.command, self.recipe, self.runtime = command, command.recipe, runtime
-        self.train_set = open_dataset(training_folder(self.recipe.data), setting="data.train")
-        val_folder = validation_folder(self.recipe.data)
-        self.val_set: Dataset | None = open_dataset(val_folder, setting="data.val") if val_folder else None
-        check_classes(self.train_set, self.val_set)
+    exit_code = 0  # of a run that came to its end or was asked to stop
+
+    def __init__(self, command: Command, runtime: Runtime, witness: Witness) -> None:
+        self.command, self.recipe, self.runtime, self.witness = command, command.recipe, runtime, witness
+        self.train_set, self.val_set = everywhere(partial(open_data, self.recipe.data), runtime)
         self.plan = make_plan(self.recipe, len(self.train_set), runtime.world_size)
         self.meter = Meter(self.plan, runtime)
-        self.folder = Path(self.recipe.run.out or f"runs/{command.name}").expanduser()
+        self.folder = run_folder(command)
         self.checkpoint_folder = self.folder / "checkpoints"
-        self.lock = claim(self.folder, runtime)
+        self.keeper = Keeper(self.checkpoint_folder, self.recipe.run, runtime)
+        self.build_objective()
         self.build_engine()
-        self.first_step = resume(
-            command, self.plan, self.checkpoint_folder, self.facts(), self.model_engine, self.objective, runtime
-        )
+        self.first_step = self.chosen.step if self.chosen else 0
         self.bad_train_samples, self.bad_val_samples = open_records(
             self.folder, self.recipe.data, [self.train_set, self.val_set], runtime, afresh=self.first_step == 0
         )
 
     # --- building ---------------------------------------------------------------------------------------------------
 
-    def build_engine(self) -> None:
-        """The objective with its initial weights, wrapped by DeepSpeed."""
+    def build_objective(self) -> None:
+        """The objective with its first weights, and the checkpoint that will take their place, where one does."""
         torch.manual_seed(self.recipe.run.seed)  # the same initial weights on every rank
-        objective = build_objective(self.recipe)
-        self.init = self.begin(objective)
-        self.objective = objective.to(self.runtime.device)
-        optim = self.recipe.optim
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.objective, optim.weight_decay, self.objective.no_decay),
-            lr=optim.peak_lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            fused=True,
-        )
-        self.model_engine, self.optimizer, *_ = import_deepspeed().initialize(
-            model=self.objective,
-            optimizer=optimizer,
-            config=deepspeed_config(self.recipe, self.runtime.world_size),
-            dist_init_required=False,
-        )
+        self.objective, self.init = everywhere(partial(build_objective, self.recipe), self.runtime), ""
+        agree(rank_facts(self.command, self.train_set, self.val_set, self.objective.facts()), self.runtime)
+        reached("start.agreed")
+        self.chosen = choose(self.command, self.plan, self.checkpoint_folder, self.facts(), self.runtime)
+        if self.chosen:  # recipe.init is of no account any more, nor need it still be there
+            self.init = self.chosen.manifest.get("init", "")
+        elif self.recipe.init:
+            self.init = begin_from(self.recipe.init, self.objective)
 
-    def begin(self, objective: Objective) -> str:
-        """Give the objective its first weights; one line on what they are, or were where a checkpoint goes on."""
-        saved = complete_checkpoints(self.checkpoint_folder) if self.command.resume else []
-        for folder in saved:  # recipe.init is of no account any more, nor need it still be there
-            with suppress(ValueError):  # a broken checkpoint is met by `resume`
-                return export.read_manifest_file(folder).get("init", "")
-        return begin_from(self.recipe.init, objective) if self.recipe.init and not saved else ""
+    def build_engine(self) -> None:
+        """The objective on its device, wrapped by DeepSpeed, with everything that a chosen checkpoint holds."""
+        universal = needs_universal(self.chosen, self.recipe.zero.stage, self.runtime)
+        self.objective = self.objective.to(self.runtime.device)
+        self.model_engine, self.optimizer = wrap(
+            self.objective, self.recipe, self.runtime.world_size, load_universal=universal
+        )
+        if self.chosen:
+            load(self.chosen, self.model_engine, self.objective, self.runtime, universal=universal)
 
     def facts(self) -> dict:
         """What a checkpoint must share with the run that resumes it."""
@@ -112,82 +111,82 @@ class Trainer:
             "dataset": self.train_set.fingerprint,
             "objective": self.objective.facts(),
             "init": self.init,
-            "world_size": self.runtime.world_size,
-            "versions": {"torch": torch.__version__, "deepspeed": import_deepspeed().__version__},
+            **written_with(self.runtime),
         }
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """All steps from the first to the last, with what is due between them."""
-        run, plan = self.recipe.run, self.plan
+        """All steps from the first to the last, with what is due between them, unless a signal asks for an end."""
         self.open_run_folder()
+        self.watch()
         self.loader = self.make_loader()
-        self.checked_step = self.first_step
         self.restart_clock(self.first_step)
         try:
-            if run.eval_every and self.first_step == 0:
-                self.evaluate(0)
-            for step in range(self.first_step, plan.last_step):
-                done = step + 1
-                reached("step.begin")
-                end = done == plan.total_steps
-                log = end or done % run.log_every == 0
-                save = done == plan.last_step or bool(run.save_every and done % run.save_every == 0)
-                metrics = self.optimizer_step(step, measure=log or save)
-                self.console.advance(done)
-                reached("step.done")
-                if log or save:
-                    self.check_finite(done, metrics)  # before anything relies on these weights
-                if log:
-                    self.report(done, metrics)
-                if end or (run.eval_every and done % run.eval_every == 0):
-                    self.evaluate(done)
-                if save:
-                    self.save(done)
-            self.finish()
+            asked = self.evaluate(self.first_step) if self.monitor.is_missing(self.first_step) else 0
+            for step in range(self.first_step, self.plan.last_step):
+                if asked:
+                    break
+                asked = self.advance(step)
+            self.finish(asked)
         finally:
             self.loader.close()
             self.console.close()
-            release(self.lock)
+
+    def advance(self, step: int) -> int:
+        """One optimizer step and what is due after it; the signal for which all ranks are to stop now, or 0."""
+        run, done = self.recipe.run, step + 1
+        reached("step.begin")
+        log = done == self.plan.total_steps or done % run.log_every == 0
+        metrics = self.optimizer_step(step, measure=log)
+        asked = self.stopping.answer()
+        self.console.advance(done)
+        reached("step.done")
+        if log:
+            self.report(done, metrics)
+        if not asked and self.monitor.is_due(done):
+            asked = self.evaluate(done)
+        last = bool(asked) or done == self.plan.last_step
+        # After a bad step it is not known what the weights are worth: the save waits for a good one.
+        self.save_is_due |= bool(run.save_every and done % run.save_every == 0)
+        if last or (self.save_is_due and not self.bad_steps.in_a_row(done)):
+            self.save_is_due = False
+            with stopping.saving(asked):
+                self.save(done, last=last)
+            asked = asked or self.stopping.agreed()  # a signal that came meanwhile finds all saved
+        return asked
 
     def optimizer_step(self, step: int, *, measure: bool) -> dict[str, torch.Tensor]:
-        """One update from one global batch; its metrics over all ranks where they are measured (else nothing)."""
+        """One update from one global batch; its metrics over all ranks where they are measured (else nothing).
+
+        Where loss or gradient is no number, nothing changes and that is noted.
+        """
         set_learning_rate(self.optimizer.param_groups, self.plan.lr(step))
-        grad_norm: torch.Tensor | None = None
+        self.safeguard.begin()
         for micro_step in range(self.plan.accumulation):
+            self.witness.at(TRAINING, step)
             seed_step(self.recipe.run.seed, step, micro_step, self.runtime.rank)
             batch: Batch = self.loader.next_batch()
             metrics = self.model_engine(batch, step)
             if reached("step.loss"):
                 metrics["loss"] = metrics["loss"] * math.nan
-            self.model_engine.backward(metrics["loss"])
+            if reached("step.backward"):
+                metrics["loss"].register_hook(lambda gradient: gradient * math.nan)
+            self.model_engine.backward(self.safeguard.watched(metrics["loss"], batch))
             reached("step.gradient")
             if measure:
                 self.meter.add(metrics)
-            if micro_step == self.plan.accumulation - 1:
-                reached("step.update")
-                if measure and not self.recipe.zero.stage:
-                    grad_norm = gradient_norm(self.objective)
-            self.model_engine.step()
-        self.objective.after_step(step, self.plan.total_steps)
-        if not measure:
-            return {}
-        if self.recipe.zero.stage:
-            grad_norm = self.model_engine.get_global_grad_norm()
-        return {**self.meter.averages(), "grad_norm": grad_norm}
+            if micro_step < self.plan.accumulation - 1:
+                self.model_engine.step()
+        reached("step.update")
+        self.stopping.ask()
+        if self.safeguard.step(self.model_engine):
+            self.objective.after_step(step, self.plan.total_steps)
+        else:
+            self.bad_steps.note(step + 1, self.safeguard.micro_steps)
+        return {**self.meter.averages(), "grad_norm": self.safeguard.grad_norm} if measure else {}
 
     # --- what is due between steps ----------------------------------------------------------------------------------
-
-    def check_finite(self, done: int, metrics: dict[str, torch.Tensor]) -> None:
-        """FloatingPointError, on all ranks, where the loss is no number: nothing is saved from here on."""
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} between steps {self.checked_step + 1} and {done}; the checkpoints are from "
-                "before; lower optim.lr, set optim.clip_grad, or look at the data of these steps"
-            )
-        self.checked_step = done
 
     def report(self, done: int, metrics: dict[str, torch.Tensor]) -> None:
         """Read the metrics from the device (one of the places that wait for it) and record them."""
@@ -200,40 +199,38 @@ class Trainer:
         self.meter.restart(done)
         self.loader.data_wait = 0.0
 
-    def evaluate(self, done: int) -> None:
-        """k-NN accuracy of the encoder as it would be exported. Collective."""
-        if self.val_set is None:
-            return
-        state = export.full_state(self.objective.encoder)
-        encoder = export.plain_encoder(self.recipe, state, self.runtime.device)
-        reached("evaluate.begin")
-        settings, features = self.recipe.evaluation, partial(extract, mean_token(encoder))
-        with self.console.working(f"step {done}: features of {len(self.val_set):,} validation images for k-NN"):
-            bank = features(
-                self.train_set, settings.knn_train_samples, self.recipe, self.runtime, self.bad_train_samples
-            )
-            queries = features(self.val_set, settings.knn_val_samples, self.recipe, self.runtime, self.bad_val_samples)
-        accuracy = knn_accuracy(bank, queries, k=settings.knn_k, temperature=settings.knn_temperature)
-        self.console.log_evaluation({"step": done, "knn": accuracy})
+    def evaluate(self, done: int) -> int:
+        """How good the encoder is by now; the signal for which all ranks are to stop, or 0. Collective."""
+        self.witness.at("evaluation", done)
+        asked = self.monitor.evaluate(self.objective, done)
         self.restart_clock(done)
+        return asked
 
-    def save(self, done: int) -> None:
-        """A complete checkpoint with the exported encoder inside, then the old ones go. Collective."""
+    def save(self, done: int, *, last: bool) -> bool:
+        """A complete checkpoint with the exported encoder inside, then the old ones go. Collective.
+
+        False where it could not be written and the run may go on without; SaveError where it may not.
+        """
+        self.witness.at("saving", done)
+        began = time.monotonic()
         with self.console.working(f"step {done}: saving"):
             state = export.full_state(self.objective)
-            folder = saving.save(
-                self.checkpoint_folder,
+            saved = self.keeper.save(
                 self.model_engine,
-                self.runtime,
                 step=done,
+                last=last,
+                state=state,
                 facts=self.facts(),
                 write_more=lambda folder: export.write_weights(
                     folder, self.recipe, state, self.objective.outside_state()
                 ),
+                say=self.console.say,
             )
-        saving.prune(self.checkpoint_folder, self.recipe.run.keep, self.runtime)
-        self.console.say(f"step {done}  saved {folder}")
+        if saved:
+            taken = f"{gigabytes(saved.num_bytes)} in {time.monotonic() - began:.1f} s"
+            self.console.say(f"step {done}  saved {saved.folder}: {taken}")
         self.restart_clock(done)
+        return saved is not None
 
     # --- beginning and end ------------------------------------------------------------------------------------------
 
@@ -255,10 +252,10 @@ class Trainer:
             teacher=self.objective.facts().get("teacher", ""),
             init=self.init,
         )
+        if self.chosen:
+            lines += [f"resume      from step {self.first_step}", *self.chosen.notes]
         for line in lines:
             self.console.say(line)
-        if self.first_step:
-            self.console.say(f"resume      from step {self.first_step}")
 
     def make_loader(self) -> TrainLoader:
         steps = (self.first_step, self.plan.last_step)
@@ -266,8 +263,23 @@ class Trainer:
             self.train_set, self.recipe, self.objective, self.runtime, steps, self.bad_train_samples
         )
 
-    def finish(self) -> None:
+    def watch(self) -> None:
+        """For signals that ask for an end, and for steps that must not be applied. Collective."""
+        self.stopping = stopping.StopAgreement(self.runtime, self.recipe.run.timeout)
+        train, val = (self.train_set, self.bad_train_samples), (self.val_set, self.bad_val_samples)
+        self.monitor = Monitor(
+            self.recipe, self.runtime, train, val, self.plan.total_steps, self.console, self.stopping
+        )
+        self.safeguard = Safeguard(self.objective, self.recipe.zero.stage)
+        self.bad_steps = BadSteps(self.console, self.train_set, self.runtime, self.recipe, done=self.first_step)
+        self.save_is_due = False
+
+    def finish(self, asked: int) -> None:
         """Name what the run leaves behind."""
+        if asked:
+            self.exit_code = shell.STOPPED
+            self.console.say(f"stopped     {signal.Signals(asked).name}; --resume goes on")
+            return
         reached("finish")
         newest = complete_checkpoints(self.checkpoint_folder)[0]
         self.console.say(f"memory      {peak_memory(self.runtime) / 2**30:.2f} GiB at most on rank 0")
@@ -275,28 +287,30 @@ class Trainer:
         self.console.say(f'features    timm.create_model("local-dir:{newest / "encoder"}", pretrained=True)')
 
 
-def run(command: Command) -> int:
-    """Join the world, train, leave it."""
-    runtime = start()
-    reached("start.joined")
-    try:
-        trainer = Trainer(command, runtime)
+def train(command: Command, runtime: Runtime) -> Trainer:
+    """One run in a world that is there: its folder is its own, and each rank leaves a log there. Collective."""
+    folder = run_folder(command)
+    with claimed(folder, runtime), witnessed(folder, runtime, command.recipe.run.timeout) as witness:
+        trainer = Trainer(command, runtime, witness)
         datasets = [dataset for dataset in (trainer.train_set, trainer.val_set) if dataset]
         try:
             with bus_errors.explained(datasets, runtime.rank):
                 trainer.fit()
         except (ValueError, OSError) as error:  # a shard or an image that cannot be read: this rank's alone
             raise shell.OnThisRank(f"rank {runtime.rank}: {error}") from error
-        except RuntimeError as error:
-            if "closed by peer" not in str(error) or isinstance(error, shell.OnThisRank):
-                raise
-            raise shell.OnThisRank(f"rank {runtime.rank}: another rank has ended; its message says why") from error
+    return trainer
+
+
+def run(command: Command) -> int:
+    """Join the world, train, leave it."""
+    runtime = start(command.recipe.run.timeout)
+    reached("start.joined")
+    try:
+        return train(command, runtime).exit_code
     finally:
         stop()
-    return 0
 
 
 if __name__ == "__main__":
-    INTERRUPTED = "interrupted; add --resume to go on from the newest checkpoint"
-    EXPECTED = (ValueError, OSError, FloatingPointError, shell.OnThisRank)
-    sys.exit(shell.run(lambda: run(COMMAND), debug=COMMAND.debug, interrupted=INTERRUPTED, expected=EXPECTED))
+    EXPECTED = (ValueError, OSError, SaveError, shell.OnThisRank, shell.Diverged, shell.NotSaved)
+    sys.exit(shell.run(lambda: run(COMMAND), debug=COMMAND.debug, expected=EXPECTED))

@@ -1,15 +1,42 @@
-"""The DeepSpeed configuration, derived from the recipe by one pure function; there is no JSON beside it."""
+"""DeepSpeed around an objective; its configuration is derived from the recipe by one pure function, without JSON."""
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
+from engine.params import parameter_groups
+from engine.runtime import import_deepspeed
 from recipes.schema import Recipe
 from shards.draws.order import num_micro_steps
 
 NEVER = 10**9  # steps; DeepSpeed's own prints are replaced by our console
 
 
-def deepspeed_config(recipe: Recipe, world_size: int) -> dict:
-    """Batch sizes, clipping, ZeRO and precision; everything else is ours."""
+def wrap(objective: nn.Module, recipe: Recipe, world_size: int, *, load_universal: bool) -> tuple:
+    """DeepSpeed's engine around `objective` and its optimizer: AdamW with our groups. Collective."""
+    optim = recipe.optim
+    optimizer = torch.optim.AdamW(
+        parameter_groups(objective, optim.weight_decay, objective.no_decay),
+        lr=optim.peak_lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        fused=True,
+    )
+    model_engine, optimizer, *_ = import_deepspeed().initialize(
+        model=objective,
+        optimizer=optimizer,
+        config=deepspeed_config(recipe, world_size, load_universal=load_universal),
+        dist_init_required=False,
+    )
+    return model_engine, optimizer
+
+
+def deepspeed_config(recipe: Recipe, world_size: int, *, load_universal: bool = False) -> dict:
+    """Batch sizes, clipping, ZeRO and precision; everything else is ours.
+
+    `load_universal`: this engine will load a checkpoint of another number of ranks, in DeepSpeed's universal form.
+    """
     zero = {"stage": recipe.zero.stage}
     if recipe.zero.stage == 3:
         zero["stage3_param_persistence_threshold"] = recipe.zero.param_persistence_threshold
@@ -22,6 +49,7 @@ def deepspeed_config(recipe: Recipe, world_size: int) -> dict:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's fused AdamW: exact at every stage
         "steps_per_print": NEVER,
+        **({"checkpoint": {"load_universal": True}} if load_universal else {}),
         **PRECISIONS[recipe.precision],
     }
 

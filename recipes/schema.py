@@ -71,6 +71,9 @@ class Run:
     save_every: int = 1000  # 0: only at the end
     eval_every: int = 0  # k-NN; 0: only at the end
     keep: int = 2  # complete checkpoints kept
+    max_bad_steps: int = 3  # in a row whose loss or gradient is no number and that are not applied; then the run ends
+    on_failed_save: Literal["go_on", "stop"] = "go_on"  # go_on: try again at the next save, three times in a row
+    timeout: float = 300.0  # seconds until ranks that wait for one another, or for a micro-step, give up
 
     def __post_init__(self) -> None:
         require(self.steps is None or self.steps >= 1, f"run.steps={self.steps}: at least 1 is needed (or none)")
@@ -88,6 +91,8 @@ class Run:
             self.save_every >= 0 and self.eval_every >= 0,
             f"run.save_every={self.save_every}, run.eval_every={self.eval_every}: 0 (only at the end) or a period",
         )
+        require(self.timeout > 0, f"run.timeout={self.timeout:g}: seconds, more than 0, are needed")
+        require(self.max_bad_steps >= 1, f"run.max_bad_steps={self.max_bad_steps}: at least 1 is needed")
         require(self.keep >= 1, f"run.keep={self.keep}: at least 1 checkpoint must be kept")
 
 

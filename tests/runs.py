@@ -47,7 +47,7 @@ def environment(folder: Path) -> dict[str, str]:
     extensions = folder / "torch_extensions"
     extensions.mkdir(parents=True, exist_ok=True)
     path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
-    return os.environ | {"TORCH_EXTENSIONS_DIR": str(extensions), "PATH": path, "CI": "true"}
+    return os.environ | {"TORCH_EXTENSIONS_DIR": str(extensions), "PATH": path, "CI": "true", "GOMP_SPINCOUNT": "1000"}
 
 
 @dataclass

@@ -1,20 +1,12 @@
-"""The world as each launcher describes it, and ranks that do not outlive their launcher."""
+"""The world as each launcher describes it."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from engine.runtime import tasks_per_node, world_environment
-
-ROOT = Path(__file__).resolve().parents[1]
-WAIT = 120  # seconds until a process is given up; generous, because machines are busy
 
 # What the launchers set, as far as we look at it.
 TORCHRUN = {
@@ -93,81 +85,3 @@ def test_tasks_per_node(text, counts):
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError, match="4\\(x2\\),3 are needed"):
         tasks_per_node(text)
-
-
-# --- the end of a launcher ------------------------------------------------------------------------------------------
-
-RANK = """
-import os, sys, time
-sys.path.insert(0, sys.argv[1])
-from engine import runtime
-if sys.argv[2] == "bound":
-    runtime.die_with_parent()
-print("ready", os.getpid(), flush=True)
-time.sleep(600)
-"""
-LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
-# The two processes of `deepspeed`: it starts deepspeed.launcher.launch, which starts the ranks.
-DEEPSPEED_RUNNER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LAUNCHER!r}, *sys.argv[1:]])"
-
-
-def start_rank(launcher: str, how: str, *marks: str) -> tuple[subprocess.Popen, int]:
-    """A launcher with its rank below, and the rank's process id; `marks` show in all their command lines."""
-    command = [sys.executable, "-c", launcher, RANK, str(ROOT), how, *marks]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    ready, pid = process.stdout.readline().split()
-    assert ready == "ready"
-    return process, int(pid)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def ends(pid: int) -> bool:
-    deadline = time.monotonic() + WAIT
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not is_running(pid)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's promise is Linux's")
-@pytest.mark.parametrize("launcher", [LAUNCHER, DEEPSPEED_RUNNER], ids=["parent", "grandparent"])
-def test_a_rank_ends_with_its_launcher(launcher):
-    """Also where `deepspeed` is killed and its second process, the rank's parent, lives on."""
-    process, rank = start_rank(launcher, "bound", "deepspeed.launcher.launch")
-    assert is_running(rank)
-    process.kill()
-    process.wait()
-    assert ends(rank)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's promise is Linux's")
-def test_a_shell_that_ends_takes_no_rank_along():
-    """The grandparent under torchrun is whatever started it: a shell that is logged out, for example."""
-    process, rank = start_rank(DEEPSPEED_RUNNER, "bound", "torchrun")
-    parent = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
-    process.kill()
-    process.wait()
-    assert is_running(parent)
-    time.sleep(0.5)
-    assert is_running(rank)
-    os.kill(parent, signal.SIGKILL)
-    assert ends(rank)
-
-
-@pytest.mark.parametrize("launched", [True, False])
-def test_only_ranks_of_a_launcher_are_bound(launched, monkeypatch):
-    """Plain `python train.py &` must survive its shell."""
-    from engine import runtime
-
-    bound = []
-    monkeypatch.setattr(runtime, "die_with_parent", lambda: bound.append(True))
-    monkeypatch.setattr(runtime, "world_environment", lambda environment: 1 / 0)  # as far as this test goes
-    monkeypatch.setenv("LOCAL_RANK", "0") if launched else monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(ZeroDivisionError):
-        runtime.start()
-    assert bool(bound) is launched

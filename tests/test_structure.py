@@ -19,7 +19,16 @@ MAY_IMPORT = {
 # Inside engine: pure mathematics, networks, objectives, then what uses them; the systems side knows no method.
 MATHEMATICS = {"engine.clustering", "engine.masks", "engine.morphing", "engine.schedules"}
 METHODS = ("engine.objectives", "engine.models", "engine.masks")
-SYSTEMS = {"engine.agreement", "engine.runtime", "engine.zero", "engine.console", "engine.params", "engine.shell"}
+SYSTEMS = {
+    "engine.agreement",
+    "engine.runtime",
+    "engine.signals",
+    "engine.launcher_watch",
+    "engine.zero",
+    "engine.console",
+    "engine.params",
+    "engine.shell",
+}
 DEPENDENCIES = {"torch", "timm", "numpy", "rich", "deepspeed", "nvidia", "webdataset", "PIL", "safetensors", "pytest"}
 BANNED = {"utils", "misc", "common", "helpers"}
 

@@ -13,7 +13,8 @@ from runs import ROOT, TIMEOUT, TINY, environment, launch
 
 from engine.feeding import patience
 from engine.runtime import Runtime
-from recipes.schema import Data
+from recipes import registry
+from recipes.overrides import apply_overrides
 from shards.reading.watchdog import GRACE, Watchdog
 
 SCRIPT = ROOT / "tests" / "stalled_source.py"
@@ -91,4 +92,5 @@ def test_closing_ends_the_watch() -> None:
 def test_among_ranks_the_one_that_waits_speaks_first(timeout: float, world_size: int, expected: float) -> None:
     """The collectives of the others give up after 300 seconds."""
     runtime = Runtime(0, world_size, 0, world_size, None)
-    assert patience(Data(timeout=timeout), runtime) == expected
+    recipe = apply_overrides(registry.load("vit_ti_mae_demo"), [f"data.timeout={timeout}"])
+    assert patience(recipe, runtime) == expected

@@ -97,7 +97,7 @@ class Check:
         """starting DeepSpeed"""
         from engine.runtime import start
 
-        self.runtime = start()
+        self.runtime = start(timeout=300)
 
     def stop(self) -> None:
         """ending DeepSpeed"""
@@ -167,22 +167,26 @@ class Check:
     ) -> list[dict]:
         """Train in this process, without checkpoints unless it `saves`; the lines of metrics.jsonl."""
         from engine.command_line import Command
+        from engine.run_folder import claimed
         from engine.train import Trainer
+        from engine.witness import witnessed
 
         folder, method = self.folder / name, type(recipe.objective).__name__.lower()
         recipe = replace(recipe, run=replace(recipe.run, out=str(folder)))
-        trainer = Trainer(Command(self.recipe_name(method), recipe, resume, False, False), self.runtime)
-        if synthetic:
-            make_loader = trainer.make_loader
-            trainer.make_loader = lambda: RepeatedBatch(make_loader())
-        if not saves:
-            trainer.save, trainer.finish = lambda done: None, lambda: None
-        try:
-            trainer.fit()
-        finally:
-            trainer.model_engine.destroy()
-            del trainer
-            free_memory()
+        command = Command(self.recipe_name(method), recipe, resume, False, False)
+        with claimed(folder, self.runtime), witnessed(folder, self.runtime, recipe.run.timeout) as witness:
+            trainer = Trainer(command, self.runtime, witness)
+            if synthetic:
+                make_loader = trainer.make_loader
+                trainer.make_loader = lambda: RepeatedBatch(make_loader())
+            if not saves:
+                trainer.save, trainer.finish = lambda done, last: True, lambda asked: None
+            try:
+                trainer.fit()
+            finally:
+                trainer.model_engine.destroy()
+                del trainer
+                free_memory()
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     def trainings(self) -> None:

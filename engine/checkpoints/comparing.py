@@ -1,4 +1,4 @@
-"""Is a checkpoint of the run that would go on from it?"""
+"""Is a checkpoint of the run that would go on from it, and what will be other than it was?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_same_run(
     structural: Callable[[str], bool],
     allow_changes: bool,
 ) -> None:
-    """CheckpointError with a diff where a checkpoint is of another data set, rank count or recipe.
+    """CheckpointError with a diff where a checkpoint is of another data set or recipe.
 
     Which recipe fields may differ says `harmless`; `allow_changes` lets others pass too, but never those that are
     `structural`: the saved tensors would not fit.
@@ -38,8 +38,23 @@ def check_same_run(
             f"--resume: the checkpoint of step {manifest['step']} is of another run ({'; '.join(diff)}); "
             "undo the change, or add --allow-changes to go on all the same"
         )
-    if manifest["world_size"] != facts["world_size"]:
-        raise CheckpointError(
-            f"--resume: saved by {manifest['world_size']} ranks, resumed by {facts['world_size']}; "
-            f"start {manifest['world_size']} ranks"
-        )
+
+
+def other_circumstances(manifest: dict, facts: dict) -> list[str]:
+    """Lines on what keeps a resumed run from having the same bits: ranks, micro-batch, versions, hardware."""
+    lines = []
+    was, now = manifest["world_size"], facts["world_size"]
+    if was != now:
+        lines.append(f"elastic     saved by {was} rank{'s' * (was > 1)}, now {now}: equal to rounding, not bitwise")
+    micro_was, micro_now = (record["recipe"].get("optim.micro_batch") for record in (manifest, facts))
+    if micro_was != micro_now and was == now:
+        lines.append(f"elastic     saved with micro-batch {micro_was}, now {micro_now}: equal to rounding, not bitwise")
+    versions = (manifest.get("versions", {}), facts["versions"])
+    other = [
+        f"{name} {versions[0].get(name)} -> {version}"
+        for name, version in versions[1].items()
+        if name in versions[0] and versions[0][name] != version
+    ]
+    if manifest.get("hardware", facts["hardware"]) != facts["hardware"]:
+        other.append(f"{manifest['hardware']} -> {facts['hardware']}")
+    return [*lines, *([f"WARNING     {', '.join(other)}: losses will not be bitwise those of before"] if other else [])]

@@ -2,34 +2,39 @@
 
 DeepSpeed publishes its `latest` before the other ranks have written and checks nothing when it loads. So a
 checkpoint is written into a temporary folder of unique name, every file is flushed and hashed, the manifest comes last,
-and one rename publishes it.
+and one rename publishes it. What fails on one rank fails on all, and leaves nothing behind.
 
 DeepSpeed's files are pickles: resume only from folders that you trust.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from engine.agreement import barrier, shared
-from engine.checkpoints.folders import (
-    FORMAT,
-    MANIFEST,
-    REPLACED,
-    TEMPORARY,
-    complete_checkpoints,
-    folder_name,
-    set_aside,
-    sync_folder,
-)
+from engine.agreement import RankFailure, barrier, shared, together, together_on_main
+from engine.checkpoints.folders import FORMAT, REPLACED, TEMPORARY, folder_name, set_aside, sync_folder
 from engine.checkpoints.hashing import hash_files
+from engine.checkpoints.manifests import total_bytes, write_manifest
+from engine.checkpoints.writing import remembering
 from engine.fault_points import reached
 from engine.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was published."""
+
+    folder: Path
+    manifest: dict
+
+    @property
+    def num_bytes(self) -> int:
+        return total_bytes(self.manifest)
 
 
 def save(
@@ -40,28 +45,48 @@ def save(
     step: int,
     facts: dict,
     write_more: Callable[[Path], None],
-) -> Path:
-    """Write checkpoint `step` under `root` and return its folder. Collective.
+) -> Saved:
+    """Write checkpoint `step` under `root`. Collective.
 
     `facts` (JSON) goes into the manifest: what the run is, to be compared at a resume. `write_more(folder)` is called
-    on rank 0 to add files, for example the exported encoder.
+    on rank 0 to add files, for example the exported encoder. RankFailure (an OSError) on all ranks where any could not
+    write: then nothing has changed.
     """
     reached("save.begin")
     final = root / folder_name(step)
     temporary = root / f"{TEMPORARY}{final.name}-{shared(uuid.uuid4().hex[:8], runtime)}"
-    model_engine.save_checkpoint(str(root), tag=temporary.name, save_latest=False)
-    reached("save.state")
-    if runtime.is_main:
-        write_more(temporary)
-        reached("save.weights")
-    barrier(runtime)
-    files = hash_files(temporary, runtime)
-    reached("save.hashed")
-    if runtime.is_main:
-        publish(temporary, final, {"format": FORMAT, "step": step, **facts, "files": files})
-    barrier(runtime)
+    try:
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            **facts,
+            "files": write_files(temporary, model_engine, runtime, write_more),
+        }
+        together_on_main(lambda: publish(temporary, final, manifest), runtime)
+    except RankFailure:
+        if runtime.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        barrier(runtime)
+        raise
     reached("save.published")
-    return final
+    return Saved(final, manifest)
+
+
+def write_files(folder: Path, model_engine, runtime: Runtime, write_more: Callable[[Path], None]) -> dict[str, dict]:
+    """All files of a checkpoint but its manifest; their sizes and hashes. Collective, RankFailure as `save`."""
+    with remembering(model_engine) as writer:
+        model_engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    reached("save.state")
+    together(writer.answer, runtime)
+
+    def write_rest() -> None:
+        write_more(folder)
+        reached("save.weights")
+
+    together_on_main(write_rest, runtime)
+    files = hash_files(folder, runtime)
+    reached("save.hashed")
+    return files
 
 
 def publish(temporary: Path, final: Path, manifest: dict) -> None:
@@ -70,23 +95,8 @@ def publish(temporary: Path, final: Path, manifest: dict) -> None:
     A folder of the same step is there only if the run went back before it, because it was broken: it is replaced.
     """
     reached("save.manifest")
-    with open(temporary / MANIFEST, "w") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(temporary)
+    write_manifest(temporary, manifest)
     set_aside(final, REPLACED)
     reached("save.rename")
     os.replace(temporary, final)
     sync_folder(final.parent)
-
-
-def prune(root: Path, keep: int, runtime: Runtime) -> None:
-    """Delete complete checkpoints beyond the newest `keep`, and what killed saves left behind."""
-    if runtime.is_main:
-        leftovers = (*root.glob(f"{TEMPORARY}*"), *root.glob(f"{REPLACED}*"))
-        reached("prune.begin")
-        for folder in (*complete_checkpoints(root)[keep:], *leftovers):
-            shutil.rmtree(folder, ignore_errors=True)
-            reached("prune.middle")
-    barrier(runtime)

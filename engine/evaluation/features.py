@@ -57,11 +57,13 @@ def extract(
     recipe: Recipe,
     runtime: Runtime,
     bad_samples: BadSamples | None = None,
+    leave: Callable[[], bool] = lambda: False,
 ) -> Labelled:
     """Features of at most `limit` samples, in order, on every rank; the ranks share the work. Collective.
 
     Each sample counts once; those that data.on_bad_sample=quarantine leaves out are told to `bad_samples`.
-    ValueError where a sample has no label.
+    Where `leave()` is true after a batch, this rank looks at no more of its samples. ValueError where a sample has no
+    label.
     """
     require_labels(dataset, str(dataset.folder))
     part = share(len(dataset), limit, runtime.rank, runtime.world_size)
@@ -70,7 +72,7 @@ def extract(
         loader = EvaluationLoader(
             dataset,
             part,
-            data=replace(recipe.data, timeout=patience(recipe.data, runtime)),
+            data=replace(recipe.data, timeout=patience(recipe, runtime)),
             batch=recipe.evaluation.batch,
             device=runtime.device,
             rank=runtime.rank,
@@ -81,6 +83,8 @@ def extract(
             for batch in loader:
                 features.append(encode(batch.views[0]).float().clone())
                 labels.append(batch.labels.clone())
+                if leave():
+                    break
     return Labelled(gather(features, runtime), gather(labels, runtime))
 
 

@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine.checkpoints.folders import MANIFEST, complete_checkpoints
+from engine.checkpoints import manifests
+from engine.checkpoints.finite import first_not_finite
+from engine.checkpoints.folders import MANIFEST, CheckpointError, complete_checkpoints
 from engine.checkpoints.hashing import hash_file
 from engine.models.build import build_encoder, timm_model
 from engine.objectives.build import build_objective
@@ -67,7 +70,14 @@ def write_weights(folder: Path, recipe: Recipe, state: dict[str, Tensor], outsid
 
 
 def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    """Write a safetensors file; OSError where it cannot be written or a tensor is not finite."""
+    place = first_not_finite(state)
+    if place is not None:
+        raise OSError(f"{path.name}: {place} is not finite")
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def read_outside(folder: Path, objective: Objective) -> None:
@@ -150,11 +160,9 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 def read_manifest_file(checkpoint: Path) -> dict:
     """A checkpoint's manifest; ValueError where the folder is no checkpoint."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        manifest["name"], manifest["recipe"], manifest["files"]  # noqa: B018  asked for, to be there
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        return manifests.read_manifest(checkpoint)
+    except CheckpointError as error:
         raise ValueError(f"{checkpoint}: no complete checkpoint (RUN/checkpoints/step_*): {error}") from error
-    return manifest
 
 
 def write_encoder(folder: Path, recipe: Recipe, state: dict[str, Tensor]) -> None:
