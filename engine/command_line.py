@@ -65,7 +65,7 @@ def parse_command(arguments: list[str]) -> Command:
     except ValueError as error:
         if args.debug:
             raise
-        shell.say_error(str(error))
+        shell.say_error(str(error), once_per="node")  # data may be missing on one node only, and nobody has met yet
         sys.exit(shell.IMPOSSIBLE)
 
 

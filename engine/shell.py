@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Literal
 
 FAILED, IMPOSSIBLE, DIVERGED, STOPPED, INTERRUPTED, NOT_SAVED = 1, 2, 3, 75, 130, 143
 KILLED = 128  # and the number of the signal
@@ -74,12 +75,13 @@ def exit_code(error: Exception) -> int:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
 
 
-def say_error(message: str, *, from_any_rank: bool = False) -> None:
-    """Red text on stderr; an error that all ranks meet alike is told by the first of them only.
+def say_error(message: str, *, from_any_rank: bool = False, once_per: Literal["run", "node"] = "run") -> None:
+    """Red text on stderr; an error that all ranks meet alike is told by the first of them, of the run or of each node.
 
     Names of files may hold bytes that no terminal can show.
     """
-    if from_any_rank or os.environ.get("RANK", "0") == "0":
+    first = os.environ.get("RANK" if once_per == "run" else "LOCAL_RANK", "0") == "0"
+    if from_any_rank or first:
         from rich.console import Console
         from rich.text import Text
 

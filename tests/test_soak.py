@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,10 @@ def test_what_counts_as_clean(tally, clean):
 def test_the_result_is_one_line():
     tally = Tally(kills=5, resumes=4, resumes_exact=3, checkpoints_lost=2, hangs=1)
     assert tally.line() == "kills 5, resumes exact 3 of 4, checkpoints lost 2, hangs 1, orphans 0"
+
+
+def test_the_record_is_json():
+    assert json.loads(json.dumps(asdict(Tally(kills=1))))["ways"]["byte"] == 0
 
 
 def test_another_loss_is_found_and_half_a_line_is_not_read(tmp_path):

@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,7 +54,7 @@ class Tally:
     checkpoints_lost: int = 0
     hangs: int = 0
     orphans: int = 0
-    ways: Counter = field(default_factory=Counter)
+    ways: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WAYS, 0))
     remarks: list[str] = field(default_factory=list)
 
     def line(self) -> str:
