@@ -58,6 +58,6 @@ def together(work: Callable[[], T], runtime: Runtime) -> list[T]:
     return [value for value, _ in answers]
 
 
-def together_on_main(work: Callable[[], None], runtime: Runtime) -> None:
-    """`work()` on rank 0 alone; RankFailure on all ranks where it raised OSError. Collective."""
-    together(work if runtime.is_main else lambda: None, runtime)
+def together_on_main(work: Callable[[], T], runtime: Runtime) -> T:
+    """Rank 0's `work()` on every rank; RankFailure on all ranks where it raised OSError. Collective."""
+    return together(work if runtime.is_main else lambda: None, runtime)[0]

@@ -52,7 +52,7 @@ class Safeguard:
     def step(self, model_engine) -> bool:
         """DeepSpeed's step after the last micro-step; whether it was applied, alike on all ranks."""
         if self.stage:
-            model_engine.step()
+            step_or_diverge(model_engine)
             self.grad_norm = model_engine.get_global_grad_norm()
             applied = model_engine.was_step_applied()
         else:
@@ -73,6 +73,20 @@ class Safeguard:
             yield
         finally:
             hook.remove()
+
+
+def step_or_diverge(model_engine) -> None:
+    """DeepSpeed's step; Diverged where fp16's gradient overflows although the loss is scaled up no more."""
+    try:
+        model_engine.step()
+    except Exception as error:
+        if type(error) is not Exception or "loss scale" not in str(error):  # DeepSpeed has no class of its own for it
+            raise
+        raise Diverged(
+            "fp16: the gradient overflows at every scale of the loss, down to the smallest (1); the newest checkpoint "
+            "is from before. Lower optim.lr or set optim.clip_grad and go on with --resume --allow-changes, or start "
+            "afresh with precision=bf16"
+        ) from error
 
 
 class BadSteps:
@@ -128,8 +142,8 @@ class BadSteps:
         raise Diverged(
             f"step {done}: {what} is no number, for the {self.in_a_row(done)}. time in a row (run.max_bad_steps="
             f"{self.most_in_a_row}) and in {lately} of the last {WINDOW:,} steps (at most {MOST_IN_WINDOW}); the "
-            f"newest checkpoint is from before. Lower optim.lr, set optim.clip_grad, or look at the images that "
-            f"{self.file} names; --resume goes on from the checkpoint"
+            f"newest checkpoint is from before. Look at the images that {self.file} names, or lower optim.lr or set "
+            "optim.clip_grad and go on from the checkpoint with --resume --allow-changes"
         )
 
     def in_a_row(self, done: int) -> int:

@@ -35,10 +35,19 @@ BAR_WIDTH = 16  # characters, so that 80 columns hold the numbers too
 
 
 class Console:
-    """Progress and records of one run. On other ranks (`enabled=False`) every method does nothing."""
+    """Progress and records of one run. On other ranks (`enabled=False`) there is only what `note` is told."""
 
-    def __init__(self, folder: Path, *, enabled: bool, total_steps: int, start_step: int) -> None:
-        self.folder, self.enabled = folder, enabled
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        enabled: bool,
+        total_steps: int,
+        start_step: int,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`note` is told of every line but those of metrics.jsonl: the log of this rank."""
+        self.folder, self.enabled, self.note = folder, enabled, note
         self.rich = RichConsole(highlight=False, soft_wrap=True)
         self.progress: Progress | None = None
         self.unwritable: set[str] = set()  # records that were lost once, and warned about
@@ -52,7 +61,12 @@ class Console:
             self.progress.start()
 
     def say(self, text: str) -> None:
-        """A line for the reader."""
+        """A line for the reader, and for the log."""
+        self.note(text)
+        self.show(text)
+
+    def show(self, text: str) -> None:
+        """A line for the reader alone."""
         if self.enabled:
             self.rich.print(text, markup=False)
 
@@ -72,7 +86,7 @@ class Console:
         else:
             known = seconds_left is not None and math.isfinite(seconds_left)
             left = [f"left {format_duration(seconds_left)}"] if known else []
-            self.say("  ".join([f"step {record['step']}", *parts, *left]))
+            self.show("  ".join([f"step {record['step']}", *parts, *left]))
 
     def log_evaluation(self, record: dict) -> None:
         """An evaluation: to evaluations.jsonl and to the screen."""
@@ -108,7 +122,9 @@ class Console:
             append(self.folder / name, record)
         except OSError as error:
             if name not in self.unwritable:
-                print(f"warning: {self.folder / name}: {error.strerror}; records are lost", file=sys.stderr)
+                warning = f"warning: {self.folder / name}: {error.strerror}; records are lost"
+                self.note(warning)
+                print(warning, file=sys.stderr)
             self.unwritable.add(name)
 
     def close(self) -> None:
@@ -221,9 +237,19 @@ def forget_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(errors="replace").splitlines() if step else []
+    replace_text(path, "".join(line + "\n" for line in lines if record_step(line) <= step))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Let a file hold `text`, all of it; OSError naming it where that fails, and then it is as it was."""
     replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(line + "\n" for line in lines if record_step(line) <= step))
-    os.replace(replacement, path)
+    try:
+        replacement.write_text(text)
+        os.replace(replacement, path)
+    except OSError as error:
+        with suppress(OSError):
+            replacement.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def record_step(line: str) -> float:

@@ -88,6 +88,7 @@ class Heartbeat:
         self.runtime, self.patience, self.note = runtime, patience, note
         self.beat = Beat(runtime.rank, socket.gethostname(), os.getpid(), 0, "starting", now, now)
         self.unwritable = False
+        self._since = time.monotonic()  # as beat.since: the clock of the day may be set, and must end no training
         self._closed = threading.Event()
         self.write()
         self._thread = threading.Thread(target=self._work, name="maskwright-heartbeat", daemon=True)
@@ -95,7 +96,7 @@ class Heartbeat:
 
     def at(self, phase: str, step: int | None = None) -> None:
         """The rank begins `phase`; `step` optimizer steps are done (default: as before)."""
-        self.beat.phase, self.beat.since = phase, time.time()
+        self.beat.phase, self.beat.since, self._since = phase, time.time(), time.monotonic()
         if step is not None:
             self.beat.step = step
 
@@ -122,7 +123,7 @@ class Heartbeat:
     def _work(self) -> None:
         while not self._closed.wait(PERIOD):
             self.write()
-            waited = time.time() - self.beat.since
+            waited = time.monotonic() - self._since
             if self.patience and self.beat.phase == TRAINING and waited > self.patience:
                 self._end(waited)
 

@@ -38,6 +38,7 @@ class RankLog:
         for line in start_lines(runtime):
             self.write(line)
         self._show_warning = warnings.showwarning
+        self._warned: set[tuple] = set()
         warnings.showwarning = self._keep_warning
 
     def write(self, text: str) -> None:
@@ -65,6 +66,11 @@ class RankLog:
         warnings.showwarning = self._show_warning
 
     def _keep_warning(self, message, category, filename, lineno, file=None, line=None) -> None:
+        """Each warning once: libraries that reset Python's own memory of them would have one written at every step."""
+        warning = (str(message), category, filename, lineno)
+        if warning in self._warned:
+            return
+        self._warned.add(warning)
         self.write(f"warning: {category.__name__}: {message} ({filename}:{lineno})")
         self._show_warning(message, category, filename, lineno, file, line)
 

@@ -73,6 +73,10 @@ def try_to_lock(folder: Path, mark: str) -> tuple[int | None, str | None]:
         return None, "another training is writing there; wait for it, stop it, or choose another folder"
     except OSError:  # a file system without locks
         pass
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, mark.encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, mark.encode())
+    except OSError as error:
+        os.close(descriptor)
+        return None, f"cannot be written ({error.strerror}); make room, or choose another folder"
     return descriptor, None

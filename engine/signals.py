@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from engine.shell import KILLED, STOPPED
@@ -33,6 +34,7 @@ class Requests:
 
     def __init__(self) -> None:
         self.first = 0  # the signal that asked for an end; 0: none did
+        self.note: Callable[[str], None] = lambda text: None  # told of what is said of signals: this rank's log
         self.launcher: int | None = None  # its process id, where this is a launcher's rank
         self._at = 0.0  # when
         self._starting = True
@@ -59,18 +61,22 @@ class Requests:
         self.first, self._at = number, time.monotonic()
         name = reason or signal.Signals(number).name
         if self._starting:
-            say(f"{name}: stopped before the first step; nothing is lost")
+            self.say(f"{name}: stopped before the first step; nothing is lost")
             os._exit(STOPPED)
-        say(f"{name}: stopping at the end of this step, with a checkpoint; a second signal ends at once")
+        self.say(f"{name}: stopping at the end of this step, with a checkpoint; a second signal ends at once")
 
     def receive(self, number: int, sender: int) -> None:
         """A signal from the process `sender` (its id; 0: the kernel, as for Ctrl-C)."""
         if not self.first:
             self.make(number)
         elif sender != self.launcher and time.monotonic() - self._at > SAME:
-            cursor = _SHOW_CURSOR if os.isatty(_STDERR) else ""
-            say(f"{signal.Signals(number).name}: ends at once; the checkpoints are as they were{cursor}")
+            self.say(f"{signal.Signals(number).name}: ends at once; the checkpoints are as they were", last=True)
             os._exit(KILLED + number)
+
+    def say(self, text: str, *, last: bool = False) -> None:
+        """To the user by the first rank, and to this rank's log."""
+        say(text + _SHOW_CURSOR if last and os.isatty(_STDERR) else text)
+        self.note(text)
 
     def _wait(self, heard: list[signal.Signals]) -> None:
         while True:

@@ -15,9 +15,11 @@ sys.path[:] = [str(Path(__file__).resolve().parents[1]), *(p for p in sys.path i
 from engine import shell
 from engine.command_line import Command, parse_command
 from engine.signals import REQUESTS
+from engine.streams import lose_rather_than_stop
 
 if __name__ == "__main__":
     REQUESTS.listen()  # before a library starts threads
+    lose_rather_than_stop()  # and before one keeps a stream
     COMMAND = parse_command(sys.argv[1:])  # --list, --print and mistakes are answered before torch is imported
     shell.calm_threads()
 
@@ -37,7 +39,7 @@ from engine.checkpoints.keeping import Keeper, SaveError
 from engine.checkpoints.loading import load, needs_universal
 from engine.checkpoints.manifests import written_with
 from engine.checkpoints.progress import gigabytes
-from engine.console import Console
+from engine.console import Console, replace_text
 from engine.evaluation.monitor import Monitor
 from engine.fault_points import reached
 from engine.feeding import make_train_loader, open_data, open_records
@@ -71,7 +73,7 @@ class Trainer:
         self.meter = Meter(self.plan, runtime)
         self.folder = run_folder(command)
         self.checkpoint_folder = self.folder / "checkpoints"
-        self.keeper = Keeper(self.checkpoint_folder, self.recipe.run, runtime)
+        self.keeper = Keeper(self.checkpoint_folder, self.recipe.run, runtime, witness.warn)
         self.build_objective()
         self.build_engine()
         self.first_step = self.chosen.step if self.chosen else 0
@@ -87,7 +89,9 @@ class Trainer:
         self.objective, self.init = everywhere(partial(build_objective, self.recipe), self.runtime), ""
         agree(rank_facts(self.command, self.train_set, self.val_set, self.objective.facts()), self.runtime)
         reached("start.agreed")
-        self.chosen = choose(self.command, self.plan, self.checkpoint_folder, self.facts(), self.runtime)
+        self.chosen = choose(
+            self.command, self.plan, self.checkpoint_folder, self.facts(), self.runtime, self.witness.warn
+        )
         if self.chosen:  # recipe.init is of no account any more, nor need it still be there
             self.init = self.chosen.manifest.get("init", "")
         elif self.recipe.init:
@@ -236,12 +240,11 @@ class Trainer:
 
     def open_run_folder(self) -> None:
         """Make the run folder, write down the recipe, say what will run."""
-        self.console = Console(self.folder, enabled=False, total_steps=self.plan.last_step, start_step=self.first_step)
-        if not self.runtime.is_main:
-            return
-        self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "recipe.json").write_text(json.dumps(self.facts(), indent=1) + "\n")
-        self.console = Console(self.folder, enabled=True, total_steps=self.plan.last_step, start_step=self.first_step)
+        if self.runtime.is_main:
+            self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+            replace_text(self.folder / "recipe.json", json.dumps(self.facts(), indent=1) + "\n")
+        steps = dict(total_steps=self.plan.last_step, start_step=self.first_step)
+        self.console = Console(self.folder, enabled=self.runtime.is_main, note=self.witness.log.write, **steps)
         lines = start_lines(
             self.command.name,
             self.recipe,
@@ -277,7 +280,7 @@ class Trainer:
     def finish(self, asked: int) -> None:
         """Name what the run leaves behind."""
         if asked:
-            self.exit_code = shell.STOPPED
+            self.exit_code, self.witness.outcome = shell.STOPPED, f"stopped by {signal.Signals(asked).name}"
             self.console.say(f"stopped     {signal.Signals(asked).name}; --resume goes on")
             return
         reached("finish")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from engine.heartbeats import Heartbeat, describe_loss, end_stopped, lost_others
 from engine.logs import FOLDER, RankLog
 from engine.runtime import Runtime
 from engine.shell import OnThisRank
+from engine.signals import REQUESTS
 from shards.redaction import redact
 
 SPARE = 10.0  # seconds
@@ -25,11 +27,19 @@ class Witness:
         self.log = RankLog(self.folder, runtime)
         self.heartbeat = Heartbeat(self.folder, runtime, patience=patience + SPARE, note=self.log.write)
         self.at = self.heartbeat.at
+        self.outcome = "done"  # or what else an end without an error is
+        REQUESTS.note = self.log.write
+
+    def warn(self, text: str) -> None:
+        """Something that all ranks meet alike and that ends nothing: told by the first, kept by each."""
+        self.log.write(f"warning: {text}")
+        if self.runtime.is_main:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def close(self, ended: str) -> None:
-        """The last words; `ended` is empty where the run is done."""
+        """The last words; `ended` is empty where there was no error."""
         self.heartbeat.close(redact(ended))
-        self.log.close(f"end: {ended or 'done'}")
+        self.log.close(f"end: {ended or self.outcome}")
 
 
 @contextmanager

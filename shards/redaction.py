@@ -7,10 +7,15 @@ import re
 from collections.abc import Mapping
 
 SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")  # user:password@
+USER_INFO = re.compile(r"(?<=://)\S*@")  # user:password@; up to the last @, because a password may hold @ and /
 SIGNED = re.compile(r"(?i)([?&][\w-]*(?:token|key|secret|password|signature|sig|credential)[\w-]*=)[^&\s]+")
 SHORTEST = 6  # characters; a shorter value of the environment would blot out ordinary words
 HIDDEN = "***"
+
+
+def without_users(text: str) -> str:
+    """`text` without the user names and passwords of its URLs."""
+    return USER_INFO.sub(f"{HIDDEN}@", text)
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -18,7 +23,7 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     values = [v for name, v in environment.items() if SECRET_NAME.search(name) and len(v) >= SHORTEST]
     for value in sorted(values, key=len, reverse=True):  # one may be part of another
         text = text.replace(value, HIDDEN)
-    return SIGNED.sub(rf"\g<1>{HIDDEN}", USER_INFO.sub(f"{HIDDEN}@", text))
+    return SIGNED.sub(rf"\g<1>{HIDDEN}", without_users(text))
 
 
 def printable(text: str) -> str:

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards.layout import MANIFEST, DataError, Manifest, MissingData, parse_manifest, sha256_hex
+from shards.redaction import USER_INFO
+from shards.redaction import without_users as shown
 
 Progress = Callable[[str], None]  # told what is going on, one line each
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_SECRET = re.compile(r"(?<=://)[^/@\s]*@")  # user:password@
 _AT_ONCE = 8  # files
 _CONNECT, _SILENCE = 30, 60  # seconds that an HTTP server may take to answer, and to send the next bytes
 _LONGEST_PAUSE = 60.0  # seconds
@@ -40,11 +41,6 @@ Result = TypeVar("Result")
 def is_url(place: str) -> bool:
     """Whether this is `scheme://...` and not a folder."""
     return _URL.match(place) is not None
-
-
-def shown(text: str) -> str:
-    """A text without the user names and passwords of its URLs, for messages."""
-    return _SECRET.sub("***@", text)
 
 
 def cache_folder(setting: str) -> Path:
@@ -65,12 +61,18 @@ def fetch(url: str, cache: Path, *, setting: str, tries: int, say: Progress, pau
     """
     source = _Source(url.rstrip("/"), setting, tries, pause)
     raw = source.read(MANIFEST)
-    manifest = parse_manifest(raw.decode("ascii", "replace"), Path(shown(source.place(MANIFEST))))
+    try:
+        manifest = parse_manifest(raw.decode("ascii", "replace"), Path(MANIFEST))
+    except DataError as error:
+        raise DataError(
+            f"{setting}={shown(url)}: what came as {MANIFEST} is none ({len(raw):,} bytes, {error.__cause__}); see "
+            "what the server answers, for example a page that asks for a login"
+        ) from error
     folder = cache / f"{_slug(url)}-{sha256_hex(raw)[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f"{folder.name}.lock", say):
-            if not (folder / MANIFEST).exists():
+            if not (folder / MANIFEST).exists() or _missing(manifest, folder):  # caches are tidied by others, too
                 _fetch_files(source, manifest, folder, say)
                 _write(folder / MANIFEST, raw)
     except DataError:  # one kind of them is an OSError too
@@ -96,10 +98,19 @@ def _files(manifest: Manifest) -> list[_File]:
     return [*(_File(name, digest, None) for name, digest in manifest.files.items()), *indexes, *tars]
 
 
+def _missing(manifest: Manifest, folder: Path) -> list[_File]:
+    """What is not there, or not whole: a file has its name only when it is, but later it may be cut or replaced."""
+    return [file for file in _files(manifest) if not _is_there(folder / file.name, file.size)]
+
+
+def _is_there(path: Path, size: int | None) -> bool:
+    return path.is_file() and size in (None, path.stat().st_size)
+
+
 def _fetch_files(source: _Source, manifest: Manifest, folder: Path, say: Progress) -> None:
     for left in folder.glob(".*.part"):
         left.unlink()
-    missing = [file for file in _files(manifest) if not (folder / file.name).exists()]
+    missing = _missing(manifest, folder)
     needed, free = sum(file.size or 0 for file in missing), shutil.disk_usage(folder).free
     if needed > free - _SPARE:
         raise DataError(
@@ -205,7 +216,7 @@ def _told(error: Exception) -> str:
 
 def _slug(url: str) -> str:
     """Host and path in the characters of a file name, for the reader of the cache."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", _SECRET.sub("", url).partition("://")[2]).strip("-.")[-60:]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", USER_INFO.sub("", url).partition("://")[2]).strip("-.")[-60:]
 
 
 @contextmanager

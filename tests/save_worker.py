@@ -57,7 +57,8 @@ def build(folder: Path, data: Path, runtime: Runtime, *overrides: str) -> Traine
         ["--recipe", "vit_ti_mae_demo", "--resume=auto", *TINY, f"data.train={data}", "data.val=", f"run.out={folder}",
          "run.steps=1000000", "optim.micro_batch=2", *overrides]
     )  # fmt: skip
-    trainer = Trainer(command, runtime, SimpleNamespace(at=lambda *place: None))
+    silent = SimpleNamespace(at=lambda *place: None, warn=print, log=SimpleNamespace(write=lambda text: None))
+    trainer = Trainer(command, runtime, silent)
     trainer.open_run_folder()
     trainer.loader = SimpleNamespace(data_wait=0.0)
     return trainer

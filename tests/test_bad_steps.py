@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.runtime.fp16 import loss_scaler
 from runs import ROOT, TIMEOUT, TINY, Finished, environment, launch, read_lines, train
 from tiny_lut import batch_of, tiny_lut
 from torch import nn
@@ -235,6 +236,24 @@ def test_running_statistics_are_taken_back_with_the_step(applied):
         assert guard.step(engine) is applied
     same = [bool((buffer == before[name]).all()) for name, buffer in objective.named_buffers()]
     assert len(same) > 2 and (not any(same) if applied else all(same))
+
+
+def test_an_overflow_without_end_is_a_divergence(monkeypatch):
+    """fp16 halves the scale of the loss until there is nothing to halve; DeepSpeed then raises a bare Exception."""
+    monkeypatch.setattr(loss_scaler.dist, "get_rank", lambda: 1)  # it prints on rank 0
+    scaler = loss_scaler.DynamicLossScaler(
+        4, scale_window=1000, min_scale=1, delayed_shift=1, consecutive_hysteresis=False
+    )
+    engine = SimpleNamespace(step=lambda: scaler.update_scale(True), get_global_grad_norm=lambda: -1.0)
+    engine.was_step_applied = lambda: False
+    guard = Safeguard(tiny_lut(), stage=2)
+    guard.begin()
+    assert not guard.step(engine) and not guard.step(engine)  # 4 -> 2 -> 1
+    with pytest.raises(Diverged, match="at every scale of the loss"):
+        guard.step(engine)
+    engine.step = lambda: (_ for _ in ()).throw(RuntimeError("another loss scale"))
+    with pytest.raises(RuntimeError, match="another"):
+        guard.step(engine)
 
 
 def test_the_record_is_json_of_one_line_per_step(shards, tmp_path):

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.agreement import RankFailure, together
-from engine.checkpoints import keeping, space
+from engine.checkpoints import keeping, loading, space
 from engine.checkpoints.choosing import choose
 from engine.checkpoints.comparing import check_same_run, other_circumstances
 from engine.checkpoints.finite import first_not_finite
@@ -29,6 +30,7 @@ from engine.checkpoints.saving import Saved
 from engine.checkpoints.verifying import damage, newest_intact
 from engine.checkpoints.writing import NotFinite, RememberingWriter, write_state
 from engine.runtime import Runtime
+from engine.shell import OnThisRank
 from engine.start_up import is_harmless, is_structural, may_differ
 from recipes.schema import Run
 
@@ -217,6 +219,57 @@ def test_where_all_are_broken_nothing_begins_at_step_0(resume, message, tmp_path
     assert choose(command, None, tmp_path / "new", FACTS, WORLD) is None if resume != "must" else True
 
 
+def test_a_folder_without_its_manifest_is_no_reason_to_begin_at_step_0(tmp_path):
+    """A copy that was not finished: it is named and kept, and what is before it is used."""
+    (make_checkpoint(tmp_path, 2) / "manifest.json").unlink()
+    for resume, message in (("auto", "1 checkpoints, all broken"), (None, "holds 1 broken checkpoint")):
+        again = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-{resume}")
+        command = SimpleNamespace(resume=resume, allow_changes=False, recipe=None)
+        with pytest.raises(ValueError, match=message):
+            choose(command, SimpleNamespace(last_step=9), again, FACTS, WORLD)
+    make_checkpoint(tmp_path, 1)
+    told: list[str] = []
+    assert newest_intact(tmp_path, WORLD, told.append)[0].name == "step_00000001"
+    assert len(told) == 1 and "step_00000002: unreadable manifest.json" in told[0]
+    assert len(list(tmp_path.glob("broken-step_00000002-*"))) == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    """pathlib's glob takes "permission denied" for "nothing there", and `--resume auto` would begin at step 0."""
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    make_checkpoint(tmp_path, 1)
+    command = SimpleNamespace(resume="auto", allow_changes=False, recipe=None)
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(RankFailure, match="Permission denied"):
+        choose(command, SimpleNamespace(last_step=9), tmp_path, FACTS, WORLD)
+
+
+def test_a_users_copy_is_neither_used_nor_counted_nor_deleted(tmp_path):
+    for step in (1, 2):
+        make_checkpoint(tmp_path, step)
+    shutil.copytree(tmp_path / "step_00000001", tmp_path / "step_00000001.bak")
+    shutil.copytree(tmp_path / "step_00000002", tmp_path / "step_00000002 (copy)")
+    assert newest_intact(tmp_path, WORLD, pytest.fail)[0].name == "step_00000002"
+    Keeper(tmp_path, Run(keep=1), WORLD).prune()
+    assert names(tmp_path) == ["step_00000001.bak", "step_00000002", "step_00000002 (copy)"]
+
+
+def test_a_rank_that_cannot_read_its_part_says_so(tmp_path, monkeypatch):
+    """The others cannot know why it left; only what all ranks agreed on is told by the first."""
+
+    def refuse(folder, model_engine):
+        raise OSError(errno.EIO, "Input/output error", "zero_pp_rank_1.pt")
+
+    monkeypatch.setattr(loading, "load_folder", refuse)
+    chosen, second = SimpleNamespace(folder=tmp_path / "step_00000001"), replace(WORLD, rank=1, world_size=2)
+    with pytest.raises(OnThisRank, match=r"^rank 1: .*step_00000001 cannot be loaded .*zero_pp_rank_1.pt"):
+        loading.load(chosen, None, None, second, universal=False)
+
+
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -324,8 +377,26 @@ def test_old_ones_that_cannot_be_deleted_do_not_end_the_run(tmp_path, monkeypatc
     monkeypatch.setattr(keeping, "save", write)
     monkeypatch.setattr(keeping, "set_aside", refuse)
     saved = keeper.save(None, step=2, last=False, state={}, facts={}, write_more=None, say=print)
-    assert saved.folder.name == "step_00000002" and "Read-only file system" in capsys.readouterr().err
+    assert saved.folder.name == "step_00000002" and "Read-only file system" in capsys.readouterr().out
     assert names(tmp_path) == ["step_00000001", "step_00000002"]
+
+
+def test_less_to_keep_makes_room_before_the_next_save(tmp_path, monkeypatch):
+    """Where the disk is full, run.keep is lowered: that must help although nothing can be saved yet."""
+    for step in (1, 2, 3):
+        make_checkpoint(tmp_path, step)
+
+    def only_with_room(root, *arguments, **settings) -> Saved:
+        if len(complete_checkpoints(root)) > 1:
+            raise RankFailure("no room")
+        folder = make_checkpoint(root, 4)
+        return Saved(folder, read_manifest(folder))
+
+    monkeypatch.setattr(keeping, "save", only_with_room)
+    settings = dict(step=4, last=False, state={}, facts={}, write_more=None, say=print)
+    assert Keeper(tmp_path, Run(keep=3), WORLD).save(None, **settings) is None
+    assert Keeper(tmp_path, Run(keep=1), WORLD).save(None, **settings).folder.name == "step_00000004"
+    assert names(tmp_path) == ["step_00000004"]
 
 
 @pytest.mark.parametrize(("policy", "last", "allowed"), [("go_on", False, 2), ("go_on", True, 0), ("stop", False, 0)])
@@ -341,7 +412,7 @@ def test_failed_saves_end_the_run_by_policy(policy, last, allowed, tmp_path, mon
     settings = dict(step=2, last=last, state={}, facts={}, write_more=None, say=print)
     for _ in range(allowed):
         assert keeper.save(None, **settings) is None
-        assert "step 2 could not be saved (no room); the newest checkpoint is step_00000001" in capsys.readouterr().err
+        assert "step 2 could not be saved (no room); the newest checkpoint is step_00000001" in capsys.readouterr().out
     with pytest.raises(SaveError, match="no room"):
         keeper.save(None, **settings)
 

@@ -251,6 +251,15 @@ def test_bytes_that_are_no_text_are_forgotten(tmp_path):
     assert path.read_text() == lines(10, 20)
 
 
+def test_records_on_a_full_disk_stay_as_they_were(tmp_path):
+    path = tmp_path / METRICS
+    path.write_text(lines(10, 20, 30))
+    path.with_suffix(".tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device: .*metrics.jsonl"):
+        forget_after(path, 20)
+    assert path.read_text() == lines(10, 20, 30) and [found.name for found in tmp_path.iterdir()] == [METRICS]
+
+
 def test_there_may_be_nothing_to_forget(tmp_path):
     forget_after(tmp_path / METRICS, 20)
     assert not list(tmp_path.iterdir())

@@ -112,6 +112,22 @@ def test_a_heart_beats_says_where_it_is_and_why_it_ended(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["rank_00001.heartbeat.json"]
 
 
+def test_a_clock_that_is_set_ends_no_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(heartbeats, "PERIOD", 0.01)
+    ended: list[float] = []
+    monkeypatch.setattr(Heartbeat, "_end", lambda self, waited: ended.append(waited))
+    heart = Heartbeat(tmp_path, WORLD, patience=600, note=pytest.fail)
+    heart.at("training", 41)
+    tomorrow = time.time() + 86400
+    monkeypatch.setattr(heartbeats.time, "time", lambda: tomorrow)
+    deadline = time.monotonic() + 60
+    while json.loads(heartbeat_file(tmp_path, 0).read_text())["alive_at"] < tomorrow and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    heart.close()
+    assert not ended and json.loads(heartbeat_file(tmp_path, 0).read_text())["alive_at"] == tomorrow
+
+
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeats, "PERIOD", 0.01)
     (tmp_path / "logs").write_text("a file")

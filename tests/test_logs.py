@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.console import Console
 from engine.heartbeats import read_beats
 from engine.logs import RankLog
 from engine.runtime import Runtime
@@ -37,6 +38,36 @@ def test_a_log_says_what_ran_and_what_happened(tmp_path):
     before = warnings.showwarning
     RankLog(tmp_path, WORLD).close("again")
     assert warnings.showwarning is before and log.file.read_text().startswith(text)
+
+
+def test_what_is_told_once_is_kept_by_every_rank(tmp_path, capfd):
+    for rank in range(2):
+        with witnessed(tmp_path, replace(WORLD, rank=rank), patience=0) as witness:
+            witness.warn("no room for a checkpoint")
+            console = Console(tmp_path, enabled=rank == 0, total_steps=9, start_step=0, note=witness.log.write)
+            console.say("step 5  saved")
+            console.log({"step": 6, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "images_per_second": 1.0,
+                         "data_wait": 0.0}, None)  # fmt: skip
+            witness.outcome = "stopped by SIGTERM"
+        written = witness.log.file.read_text()
+        assert "warning: no room for a checkpoint" in written and "step 5  saved" in written
+        assert "step 6" not in written and written.endswith("end: stopped by SIGTERM\n")
+    told = capfd.readouterr()
+    assert told.err.count("warning: no room") == 1 and told.out.count("step 5  saved") == 1 and "step 6" in told.out
+
+
+def test_a_warning_of_every_step_is_told_once(tmp_path, capfd):
+    """catch_warnings, which torch and DeepSpeed use in their steps, makes Python forget what it has shown."""
+    log = RankLog(tmp_path, WORLD)
+    log._show_warning = lambda message, *_: print("shown:", message)
+    for step in range(3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("odd at every step", UserWarning, stacklevel=1)
+            warnings.warn(f"odd at step {step}", UserWarning, stacklevel=1)
+    log.close("end")
+    assert log.file.read_text().count("odd at every step") == 1 and log.file.read_text().count("odd at step") == 3
+    assert capfd.readouterr().out.count("shown: odd at every step") == 1
 
 
 def test_what_cannot_be_written_is_told_once_and_stops_nothing(tmp_path, capfd):
@@ -93,6 +124,7 @@ def test_short_values_and_other_variables_are_left():
         ("https://me:pw@host/a", "https://***@host/a"),
         ("s3://key@bucket/a?token=abc", "s3://***@bucket/a?token=***"),
         ("http://host/a?page=2&sig=x%20y", "http://host/a?page=2&sig=***"),
+        ("http://u:p@ss/wo@host/a and http://host/b", "http://***@host/a and http://host/b"),
         ("mail me@host", "mail me@host"),
     ],
 )

@@ -112,6 +112,17 @@ def test_what_is_there_is_not_fetched_again(server: ThreadingHTTPServer, tmp_pat
     assert server.asked == {MANIFEST: 1}
 
 
+def test_what_was_lost_from_the_cache_is_fetched_again(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    folder = fetch(url(server), tmp_path)
+    whole = contents(folder)
+    (folder / TAR).unlink()
+    cut = folder / "shard-000000.tar"
+    cut.write_bytes(whole[cut.name][:-512])
+    server.asked.clear()
+    assert fetch(url(server), tmp_path) == folder and contents(folder) == whole
+    assert set(server.asked) == {MANIFEST, TAR, cut.name}
+
+
 @pytest.mark.parametrize(
     ("turn", "says"),
     [
@@ -188,7 +199,9 @@ def test_urls_that_cannot_be_used_are_refused(place: str, says: str, tmp_path: P
 
 def test_a_manifest_that_is_none_is_refused(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     server.mischief = {MANIFEST: ["wrong"]}
-    with pytest.raises(DataError, match=f"{MANIFEST}: not a usable manifest"):
+    with pytest.raises(
+        DataError, match=rf"data.train=http://.*: what came as {MANIFEST} is none \([0-9,]+ bytes, .*\); see what"
+    ):
         fetch(url(server), tmp_path)
     assert not list(tmp_path.iterdir())
 

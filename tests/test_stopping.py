@@ -333,9 +333,13 @@ def assert_saved(stopped: Stopped) -> None:
 
 
 def test_one_rank_is_asked_and_all_stop(shards, tmp_path):
+    """Each rank's log says so, and that of the one that was asked says by what."""
     stopped = stop_run(tmp_path, shards, "srun", ("rank1", USR1))
     assert_saved(stopped)
     assert stopped.code == STOPPED
+    logs = [(stopped.folder / f"logs/rank_{rank:05d}.log").read_text() for rank in range(2)]
+    assert all("end: stopped by SIGUSR1" in log and "stopped     SIGUSR1; --resume goes on" in log for log in logs)
+    assert ["SIGUSR1: stopping at the end of this step" in log for log in logs] == [False, True]
 
 
 @pytest.mark.long

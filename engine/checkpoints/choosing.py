@@ -5,13 +5,13 @@ Chosen and verified before DeepSpeed's engine exists: a failed load would leave 
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.agreement import shared, together_on_main
+from engine.agreement import together_on_main
 from engine.checkpoints.comparing import check_same_run, other_circumstances
-from engine.checkpoints.folders import BROKEN, broken_checkpoints, complete_checkpoints, sweep
+from engine.checkpoints.folders import broken_checkpoints, complete_checkpoints, sweep
 from engine.checkpoints.verifying import newest_intact
 from engine.command_line import Command
 from engine.fault_points import reached
@@ -34,25 +34,28 @@ class Chosen:
         return self.manifest["step"]
 
 
-def choose(command: Command, plan: Plan, root: Path, facts: dict, runtime: Runtime) -> Chosen | None:
+def choose(
+    command: Command, plan: Plan, root: Path, facts: dict, runtime: Runtime, warn: Callable[[str], None] = print
+) -> Chosen | None:
     """The checkpoint in `root` that `--resume` asks for; None: begin at step 0. Collective.
 
-    `facts` are those of the run as it is now. ValueError where there are checkpoints and `--resume` is not given, where
-    there is none that is intact, or where the newest is of another run or beyond this one's end.
+    `facts` are those of the run as it is now; `warn` is told, on every rank, of checkpoints that are broken. ValueError
+    where there are checkpoints and `--resume` is not given, where there is none that is intact, or where the newest is
+    of another run or beyond this one's end. RankFailure (an OSError) where `root` cannot be read.
     """
     resume = command.resume
-    found = shared([path.name for path in (*complete_checkpoints(root), *broken_checkpoints(root))], runtime)
-    if resume is None and found:
-        if found[0].startswith(BROKEN):
-            raise ValueError(f"run.out={root.parent}: holds {len(found)} broken checkpoints; choose another run.out")
+    complete, broken = together_on_main(lambda: (complete_checkpoints(root), broken_checkpoints(root)), runtime)
+    if resume is None and complete:
         raise ValueError(
-            f"run.out={root.parent}: holds checkpoints up to {found[0]}; add --resume to go on, "
+            f"run.out={root.parent}: holds checkpoints up to {complete[0].name}; add --resume to go on, "
             "or choose another run.out"
         )
-    if resume is None or (resume == "auto" and not found):
+    if resume is None and broken:
+        raise ValueError(f"run.out={root.parent}: holds {len(broken)} broken checkpoints; choose another run.out")
+    if resume is None or (resume == "auto" and not complete and not broken):
         return None
     together_on_main(lambda: sweep(root), runtime)
-    folder, manifest = newest_intact(root, runtime, warn if runtime.is_main else lambda message: None)
+    folder, manifest = newest_intact(root, runtime, warn)
     reached("resume.verified")
     check_same_run(manifest, facts, harmless=may_differ, structural=is_structural, allow_changes=command.allow_changes)
     if manifest["step"] > plan.last_step:
@@ -62,7 +65,3 @@ def choose(command: Command, plan: Plan, root: Path, facts: dict, runtime: Runti
         )
     notes = other_circumstances(manifest, facts)
     return Chosen(folder, manifest, notes + other_images_at_once(manifest, command.recipe, runtime.world_size))
-
-
-def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)

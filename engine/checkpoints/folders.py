@@ -6,12 +6,14 @@ A folder `step_*` with a `manifest.json` is a complete checkpoint; anything else
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
 
 FORMAT = "maskwright-checkpoint/1"
 MANIFEST = "manifest.json"
+NAME = re.compile(r"step_(\d{8,})")  # and nothing after it: a copy that a user made is not ours to count or delete
 TEMPORARY, REPLACED, BROKEN = ".tmp-", ".replaced-", "broken-"  # folders that are no checkpoints
 
 
@@ -23,14 +25,27 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_folders(root: Path) -> list[Path]:
+    """Folders named as checkpoints, newest step first; none where there is no `root`.
+
+    OSError where it cannot be listed: whoever takes that for an empty folder begins at step 0 by accident.
+    """
+    try:
+        names = [name for name in os.listdir(root) if NAME.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+    return [root / name for name in sorted(names, key=lambda name: int(NAME.fullmatch(name)[1]), reverse=True)]
+
+
 def complete_checkpoints(root: Path) -> list[Path]:
-    """Folders that hold a manifest, newest step first."""
-    return sorted((path.parent for path in root.glob(f"step_*/{MANIFEST}")), reverse=True)
+    """Folders that hold a manifest, newest step first; OSError as `step_folders`."""
+    return [folder for folder in step_folders(root) if (folder / MANIFEST).is_file()]
 
 
 def broken_checkpoints(root: Path) -> list[Path]:
-    """Folders that were set aside because something was wrong with them."""
-    return sorted(root.glob(f"{BROKEN}*"))
+    """Folders that lack their manifest, or were set aside because something was wrong with them."""
+    complete = complete_checkpoints(root)
+    return [*(folder for folder in step_folders(root) if folder not in complete), *sorted(root.glob(f"{BROKEN}*"))]
 
 
 def set_aside(folder: Path, prefix: str) -> None:

@@ -6,7 +6,6 @@ was written. Each checkpoint is proven once per process.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,8 +32,9 @@ class SaveError(RuntimeError):
 class Keeper:
     """Saves into `root` and prunes it, by the settings `run`. All methods are collective."""
 
-    def __init__(self, root: Path, run: Run, runtime: Runtime) -> None:
-        self.root, self.run, self.runtime = root, run, runtime
+    def __init__(self, root: Path, run: Run, runtime: Runtime, warn: Callable[[str], None] = print) -> None:
+        """`warn` is told, on every rank, of what went wrong and does not end the run."""
+        self.root, self.run, self.runtime, self.warn = root, run, runtime, warn
         self.failures = 0  # saves in a row
         self.proven: set[str] = set()  # names of checkpoints
 
@@ -54,6 +54,7 @@ class Keeper:
         `state` is the objective's weights, for the size. SaveError where it must not: by that policy, at the `last`
         step, or the third time in a row.
         """
+        self.tidy()  # run.keep may be less than it was, and this save needs the room
         try:
             saved = self.try_to_save(model_engine, step, state, facts, write_more, say)
         except RankFailure as error:
@@ -61,16 +62,13 @@ class Keeper:
             self.tell_failure(step, error, last)
             return None
         self.failures = 0
-        try:
-            self.prune()
-        except RankFailure as error:  # the new checkpoint is there all the same
-            self.warn(f"{self.root}: old checkpoints could not be deleted ({error})")
+        self.tidy()
         return saved
 
     def tell_failure(self, step: int, error: RankFailure, last: bool) -> None:
         """A warning, or SaveError where the run has to stop."""
-        newest = shared([folder.name for folder in complete_checkpoints(self.root)][:1], self.runtime)
-        left = f"the newest checkpoint is {newest[0]}" if newest else "there is no checkpoint yet"
+        complete = together_on_main(lambda: complete_checkpoints(self.root), self.runtime)
+        left = f"the newest checkpoint is {complete[0].name}" if complete else "there is no checkpoint yet"
         what = f"checkpoint of step {step} could not be saved ({error}); {left}"
         if last or self.run.on_failed_save == "stop":
             raise SaveError(f"{what}; make room or repair the disk, then add --resume")
@@ -78,17 +76,13 @@ class Keeper:
             raise SaveError(f"{what}; {self.failures} saves in a row have failed; repair that, then add --resume")
         self.warn(f"{what}; trying again at the next save")
 
-    def warn(self, text: str) -> None:
-        if self.runtime.is_main:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
-
     def try_to_save(self, model_engine, step: int, state, facts: dict, write_more, say) -> Saved:
         """Up to TRIES times; RankFailure on all ranks."""
         together_on_main(lambda: self.root.mkdir(parents=True, exist_ok=True), self.runtime)
         for left in reversed(range(TRIES)):
             if self.runtime.is_main:
                 sweep(self.root)
-            expected = shared(expected_bytes(self.root, state), self.runtime)
+            expected = together_on_main(lambda: expected_bytes(self.root, state), self.runtime)
             together_on_main(lambda expected=expected: require_space(self.root, expected), self.runtime)
             listener = say if self.runtime.is_main else None
             try:
@@ -112,9 +106,16 @@ class Keeper:
             raise RankFailure(f"what was written cannot be read again: {problem}")
         self.proven.add(folder.name)
 
+    def tidy(self) -> None:
+        """Prune; where that fails, a warning is enough."""
+        try:
+            self.prune()
+        except RankFailure as error:
+            self.warn(f"{self.root}: old checkpoints could not be deleted ({error})")
+
     def prune(self) -> None:
         """Delete complete checkpoints beyond the newest `run.keep`, if all of these are proven."""
-        folders = [Path(name) for name in shared([str(f) for f in complete_checkpoints(self.root)], self.runtime)]
+        folders = together_on_main(lambda: complete_checkpoints(self.root), self.runtime)
         kept, old = folders[: self.run.keep], folders[self.run.keep :]
         if not old:
             return

@@ -6,13 +6,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from engine.agreement import barrier
+from engine.agreement import RankFailure, barrier
 from engine.checkpoints.choosing import Chosen
 from engine.checkpoints.elastic import load_what_universal_leaves_out, repaired, universal_form
 from engine.checkpoints.folders import CheckpointError
 from engine.fault_points import reached
 from engine.objectives.contract import Objective
 from engine.runtime import Runtime
+from engine.shell import OnThisRank
 from engine.weights.export import read_outside
 
 
@@ -24,8 +25,18 @@ def needs_universal(chosen: Chosen | None, stage: int, runtime: Runtime) -> bool
 def load(chosen: Chosen, model_engine, objective: Objective, runtime: Runtime, *, universal: bool) -> None:
     """Weights, optimizer and moving averages as they were saved. Collective.
 
-    CheckpointError where DeepSpeed finds nothing; RankFailure (an OSError) where a universal form cannot be written.
+    CheckpointError where DeepSpeed finds nothing; RankFailure (an OSError) where a universal form cannot be written;
+    OnThisRank where this rank alone cannot read its part.
     """
+    try:
+        load_parts(chosen, model_engine, objective, runtime, universal=universal)
+    except RankFailure:
+        raise
+    except OSError as error:
+        raise OnThisRank(f"rank {runtime.rank}: {chosen.folder} cannot be loaded ({error})") from error
+
+
+def load_parts(chosen: Chosen, model_engine, objective: Objective, runtime: Runtime, *, universal: bool) -> None:
     if universal:
         # stderr as it is now: it is hidden while DeepSpeed's converter talks
         say = partial(print, file=sys.stderr, flush=True) if runtime.is_main else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.agreement import gathered, shared, together_on_main
 from engine.checkpoints.finite import file_problem
-from engine.checkpoints.folders import BROKEN, CheckpointError, broken_checkpoints, complete_checkpoints, set_aside
+from engine.checkpoints.folders import BROKEN, CheckpointError, broken_checkpoints, set_aside, step_folders
 from engine.checkpoints.hashing import hash_file
 from engine.checkpoints.manifests import read_manifest
 from engine.runtime import Runtime
@@ -19,15 +19,14 @@ def newest_intact(root: Path, runtime: Runtime, warn: Callable[[str], None]) -> 
     `warn` is told of every broken checkpoint; it is renamed, so that nothing counts on it any more. CheckpointError if
     none is intact.
     """
-    folders = shared([str(folder) for folder in complete_checkpoints(root)], runtime)
-    for folder in map(Path, folders):
+    for folder in together_on_main(lambda: step_folders(root), runtime):
         manifest, problem = shared(manifest_of(folder) if runtime.is_main else None, runtime)
         problem = problem or damage(folder, manifest, runtime)
         if problem is None:
             return folder, manifest
         warn(f"{folder}: {problem}; it is set aside as {BROKEN}*, trying the checkpoint before it")
         together_on_main(lambda folder=folder: set_aside(folder, BROKEN), runtime)
-    broken = shared(len(broken_checkpoints(root)), runtime)
+    broken = together_on_main(lambda: len(broken_checkpoints(root)), runtime)
     found = f"{broken} checkpoints, all broken ({BROKEN}*)" if broken else "no complete checkpoint"
     raise CheckpointError(f"--resume: {root}: {found}; start without --resume in a new run.out")
 
