@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shards.foreign.index_files import TarRecord, command, find_tars, index_file, read_set, read_tar_index
+from shards.foreign.samples import moved_sample
 from shards.index import ForeignIndex, Promise, ShardIndex, read_promised_index
 from shards.layout import MANIFEST, PLAN, DataError, MissingData, ShardRecord, read_manifest, sha256_hex
 
@@ -70,8 +71,9 @@ def open_dataset(
 ) -> Dataset:
     """The samples of a folder that tools/make_shards.py made or tools/index_shards.py indexed, or of `DIR/PATTERN`.
 
-    `check="quick"` compares every size, count and index with the manifest (about a second for ImageNet); `"full"`
-    also reads every tar. `setting` names the folder in messages, `progress(done, all)` counts shards.
+    `check="quick"` compares every size, count and index with the manifest, and three headers of each tar with its
+    index (about a second for ImageNet); `"full"` also reads every tar. `setting` names the folder in messages,
+    `progress(done, all)` counts shards.
 
     Raises MissingData when the folder, its manifest or its index is not there, DataError when something is missing or
     different.
@@ -149,7 +151,11 @@ def _read_shard(folder: Path, record: ShardRecord, classes: int) -> ShardIndex |
         bound_by=record.sha256["tar"],
         num_classes=classes,
     )
-    return read_promised_index(folder / record.file("tar"), folder / record.file("npz"), ShardIndex, promise)
+    tar = folder / record.file("tar")
+    index = read_promised_index(tar, folder / record.file("npz"), ShardIndex, promise)
+    if not isinstance(index, str) and (moved := moved_sample(tar, index)):
+        return f"{tar.name} is another tar than that of the manifest: {moved}"
+    return index
 
 
 def _shortfall(source: _Source, indexes: Sequence[ShardIndex | ForeignIndex], problems: Mapping[str, str]) -> str:

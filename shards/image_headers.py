@@ -1,7 +1,8 @@
 """Kind and size of an image from its first bytes, for images that are indexed where they lie.
 
 JPEG, PNG and WebP say their size in the beginning, and that is all that is read. Whatever is not the plain form of
-these formats (animations, twelve bits, bytes between segments) is looked at as a whole, by the converter's own check.
+these formats (animations, twelve bits, four colours, bytes between segments) is looked at as a whole, by the
+converter's own check.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _MOST_SEGMENTS = 1000
 _UNUSUAL = (0, 0)  # a size that the beginning does not tell
 _FRAME = struct.Struct(">BHHB")
 _SIZE = struct.Struct(">HH")
-# What nearly all programs write, found in a third of the time: JFIF, tables, an 8-bit frame of 1, 3 or 4 components.
+# What nearly all programs write, found in a third of the time: JFIF, tables, an 8-bit frame of 1 or 3 components.
 _USUAL_JPEG = re.compile(
     rb"\xff\xd8(?:\xff\xe0\0\x10.{14})?(?:\xff\xdb\0(?:\x43.{65}|\x84.{130}))*"
-    rb"\xff[\xc0-\xc2]\0(?:\x0b\x08(.{4})\x01|\x11\x08(.{4})\x03|\x14\x08(.{4})\x04)",
+    rb"\xff[\xc0-\xc2]\0(?:\x0b\x08(.{4})\x01|\x11\x08(.{4})\x03)",
     re.DOTALL,
 )
 _PLAIN_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
@@ -85,7 +86,7 @@ def _jpeg_size(head: bytes, size: int, read: Read) -> tuple[int, int]:
 
 def _frame_size(head: bytes, at: int, length: int) -> tuple[int, int]:
     precision, height, width, components = _FRAME.unpack_from(head, at)
-    plain = precision == 8 and components in (1, 3, 4) and length == 8 + 3 * components
+    plain = precision == 8 and components in (1, 3) and length == 8 + 3 * components
     return (height, width) if plain else _UNUSUAL
 
 

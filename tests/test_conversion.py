@@ -27,6 +27,7 @@ from shards.making.writer import make_shard
 from shards.sources import class_folders
 from shards.sources.class_folders import list_class_folders
 from shards.sources.listing import Entry
+from tests.corpus_bytes import ADOBE, put, without_segment
 from tests.images import encode, jpeg_bytes, make_class_folders, smooth_picture
 from tools.make_shards import main
 
@@ -222,7 +223,11 @@ BAD = {
         "progressive": jpeg_bytes(1, 120, 90, progressive=True)[:-400],
         "png_cut": PNG[: len(PNG) // 2],
     },
-    "corrupt": {"no_dqt": GOOD.replace(b"\xff\xdb", b"\xff\xfe")},
+    "corrupt": {
+        "no_dqt": GOOD.replace(b"\xff\xdb", b"\xff\xfe"),
+        "soi_inside": put(GOOD, len(GOOD) - 500, b"\xff\xd8"),  # DALI makes gray of the rest
+    },
+    "ambiguous": {"cmyk": without_segment(encode(PICTURE.convert("CMYK"), "JPEG"), ADOBE)},
     "too-large": {
         "jpeg30000": with_size(GOOD, 30000, 30000),
         "jpeg9000": with_size(GOOD, 9000, 9000),

@@ -20,6 +20,7 @@ from shards.layout import DataError, MissingData, Rejection, parse_manifest
 from shards.making.conversion import convert
 from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
+from tests.foreign_sets import patched
 from tests.images import make_class_folders
 
 
@@ -303,6 +304,12 @@ def damage_tar(shards: Path) -> None:
     (shards / "shard-000001.tar").write_bytes((shards / "shard-000001.tar").read_bytes()[:-512])
 
 
+def another_tar(shards: Path) -> None:
+    """Of the same size: as if two shards were exchanged, and all labels wrong."""
+    tar = shards / "shard-000001.tar"
+    tar.write_bytes(patched(tar.read_bytes(), 0, 0, b"x"))
+
+
 def swap_indexes(shards: Path) -> None:
     one, two = shards / "shard-000001.npz", shards / "shard-000002.npz"
     (first, second) = one.read_bytes(), two.read_bytes()
@@ -315,6 +322,7 @@ def swap_indexes(shards: Path) -> None:
         (lambda s: (s / "shard-000001.tar").unlink(), r"hold 11 \(1 shards short: 000001: shard-000001.tar No such"),
         (lambda s: (s / "shard-000003.npz").unlink(), r"hold 12 \(1 shards short: 000003: shard-000003.npz No such"),
         (damage_tar, r"hold 11 \(1 shards short: 000001: shard-000001.tar has [\d,]+ bytes, not"),
+        (another_tar, r"hold 11 \(1 shards short: 000001: shard-000001.tar is another tar .*: no n0\d+_\d+ at byte 0"),
         (swap_indexes, r"hold 7 \(2 shards short: 000001: shard-000001.npz is another index"),
     ],
 )

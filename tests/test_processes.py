@@ -6,15 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import parent_process
 from pathlib import Path
 
 import pytest
 from runs import ROOT
 
 from shards.layout import DataError
-from shards.processes import call_each
+from shards.processes import Processes, Stopped, call_each, tell
 
 
 def meet(folder: str, expected: int) -> int:
@@ -85,3 +87,112 @@ def status(pid: int) -> str:
         return next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("State"))
     except OSError:
         return "Z"
+
+
+def names_of_semaphores(_: int) -> list[str]:
+    """Semaphores with a name that this process and its parent have mapped."""
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (os.getpid(), os.getppid(), parent_process().pid)]
+    return [line for text in maps for line in text.splitlines() if "/dev/shm/sem." in line]
+
+
+def test_no_semaphore_is_left_behind_by_a_kill():
+    """A name in /dev/shm outlives a process group that is killed; without one nothing can."""
+    for _, future in call_each(names_of_semaphores, [(n,) for n in range(4)], 2):
+        assert future.result() == []
+
+
+def tell_forever(folder: str) -> None:
+    while True:
+        tell(os.getpid())
+        (Path(folder) / "told").touch()
+        time.sleep(0.01)
+
+
+def test_what_is_told_arrives_and_an_exception_stops_the_calls(tmp_path):
+    told = []
+    with pytest.raises(KeyboardInterrupt), Processes(2, []) as processes:
+        running = processes.submit(tell_forever, str(tmp_path), news=told.append)
+        while len(told) < 5:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert isinstance(running.exception(), Stopped)
+    assert len(set(told)) == 1 and not Path(f"/proc/{told[0]}").exists()
+
+
+def test_a_second_interrupt_leaves_nothing_to_wait_for(tmp_path):
+    """It cuts the orderly end short, while one process is idle and another is slow to answer."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
+        "from test_processes import tell_slowly\nfrom shards.processes import Processes\n"
+        "if __name__ == '__main__':\n"
+        "    with Processes(2, []) as processes:\n"
+        f"        processes.submit(tell_slowly, {str(tmp_path)!r}, 0).result()\n"
+        f"        processes.submit(abs, 1), processes.submit(tell_slowly, {str(tmp_path)!r}, 5).result()\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "5").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for _ in range(2):
+        time.sleep(0.5)
+        parent.send_signal(signal.SIGINT)
+    try:
+        assert parent.wait(60) != 0
+    finally:
+        parent.kill()
+
+
+def tell_slowly(folder: str, seconds: float) -> None:
+    (Path(folder) / str(seconds)).touch()
+    time.sleep(seconds)
+    tell(seconds)
+
+
+def test_calls_that_have_not_begun_are_cancelled(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Processes(1, []) as processes:
+        running = processes.submit(tell_forever, str(tmp_path))
+        waiting = processes.submit(sleep_long, str(tmp_path), 0)
+        while not (tmp_path / "told").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert isinstance(running.exception(), Stopped) and waiting.cancelled()
+
+
+def test_a_death_costs_only_its_own_call():
+    with Processes(1, []) as processes:
+        dying, living = processes.submit(die, 0), processes.submit(abs, -3)
+        with pytest.raises(BrokenProcessPool, match="ended with exit status -9"):
+            dying.result()
+        assert living.result() == 3
+
+
+class Untold(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__(threading.Lock())
+
+
+def raise_untold() -> None:
+    raise Untold
+
+
+def test_an_error_that_cannot_travel_is_told():
+    with Processes(1, []) as processes:
+        with pytest.raises(RuntimeError, match="Untold.* cannot be sent to the parent"):
+            processes.submit(raise_untold).result()
+        assert processes.submit(abs, -3).result() == 3
+
+
+def test_a_call_that_cannot_be_sent_harms_no_other():
+    with Processes(1, []) as processes:
+        with pytest.raises(Exception, match="pickle"):
+            processes.submit(lambda: None).result()
+        assert processes.submit(abs, -3).result() == 3
+    with pytest.raises(ValueError, match="no news"), Processes(1, []) as processes:
+        processes.submit(tell_forever, "/nowhere", news=no_news).result()
+
+
+def no_news(told: object) -> None:
+    raise ValueError("no news")

@@ -17,6 +17,7 @@ from shards.layout import MissingData
 from shards.making.conversion import convert
 from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
+from tests.foreign_sets import patched
 from tests.images import make_class_folders
 from tools.verify_shards import main
 
@@ -126,6 +127,19 @@ def test_missing_and_extra_files(shards, quick):
     }
 
 
+def test_a_quick_look_tells_tars_of_one_size_apart(made, shards):
+    (shards / "shard-000001.tar").write_bytes(patched(made["shard-000001.tar"], 0, 0, b"x"))
+    (finding,) = verify(shards, quick=True)
+    assert finding.file == "shard-000001.tar" and finding.problem.startswith("another tar, or another index: no n0")
+
+
+def test_the_line_that_is_wrong_in_an_index_of_dali(made, shards):
+    text = made["shard-000001.idx"].decode().replace(" 512 ", " -512 ", 1)
+    (shards / "shard-000001.idx").write_text(text)
+    (finding,) = verify(shards, quick=True)
+    assert finding.file == "shard-000001.idx" and "; line 2: cls -512 1: offset and size must be" in finding.problem
+
+
 @pytest.mark.parametrize("suffix", ["tar", "npz", "idx"])
 def test_swapped_files_are_named(made, shards, suffix):
     one, two = f"shard-000000.{suffix}", f"shard-000001.{suffix}"
@@ -202,7 +216,7 @@ def test_tool_exit_codes(shards, capsys):
     assert main([str(shards / "nowhere")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     tar = bytearray((shards / "shard-000000.tar").read_bytes())
-    tar[0] ^= 1
+    tar[700] ^= 1  # in no header
     (shards / "shard-000000.tar").write_bytes(tar)
     assert main([str(shards), "--quick"]) == 0
     assert main([str(shards)]) == 1 and "crc32" in capsys.readouterr().out

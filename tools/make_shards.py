@@ -82,10 +82,12 @@ def convert_folder(args: argparse.Namespace) -> int:
     """List, plan, convert, sum up."""
     from rich.console import Console
 
+    from shards.making.conversion import check_limits
     from shards.making.planning import make_plan
 
     if args.scheduler and args.workers is not None:
         raise ValueError(f"workers={args.workers}: the cluster has its own; leave it out with --scheduler")
+    check_limits(args.workers, args.max_bad_fraction)
     listing = list_images(args)
     options = Options(
         samples_per_shard=args.samples_per_shard,
@@ -98,7 +100,7 @@ def convert_folder(args: argparse.Namespace) -> int:
     with Console(stderr=True).status(f"planning {len(listing.entries):,} images"):
         plan = make_plan(listing, options)
     if args.dry_run:
-        print_plan(plan, args.workers or os.cpu_count() or 1)
+        print_plan(plan, min(args.workers or os.cpu_count() or 1, len(plan.shards)))
         return 0
     began = time.monotonic()
     report = convert_with_bar(plan, args)
@@ -127,6 +129,8 @@ def list_images(args: argparse.Namespace) -> Listing:
         warn(f"{len(listing.empty)} class folders are empty, their labels stay unused: {names}")
     if listing.ignored:
         warn(f"{listing.ignored:,} files are ignored (hidden, or beside the class folders)")
+    for note in listing.notes:
+        warn(note)
     if not listing.shuffled and not args.no_shuffle:
         warn("rows of parquet are kept in their order (training shuffles samples, not shards)")
     return listing

@@ -59,6 +59,8 @@ def check(args: argparse.Namespace) -> int:
     """Repair if asked, verify under a bar, print what was found and what was asked for; 1 if there are findings."""
     from shards.dataset import is_foreign
 
+    if args.contact_sheet and not args.contact_sheet.absolute().parent.is_dir():  # not told after an hour of reading
+        raise ValueError(f"--contact-sheet={args.contact_sheet}: no folder for it; make {args.contact_sheet.parent}")
     foreign = is_foreign(args.folder)
     began = time.monotonic()
     if args.repair:

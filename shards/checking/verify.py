@@ -2,8 +2,8 @@
 
 The manifest carries its own checksum and the sha256 of every other file, so any change is found; the index's crc32 of
 each sample then tells which sample it hit, and the tar's headers are read with `tarfile` and compared with both
-indexes. `quick` leaves out what needs all bytes of the tars; `decode` adds what no hash tells: that every image still
-decodes in the libraries of this machine.
+indexes. `quick` leaves out what needs all bytes of the tars, and looks at three headers of each; `decode` adds what no
+hash tells: that every image still decodes in the libraries of this machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from shards.checking.decode_check import undecodable
 from shards.checking.tar_contents import mapped, read_contents
-from shards.dali_index import Member, format_dali_index
+from shards.dali_index import Member, format_dali_index, parse_dali_index
+from shards.foreign.samples import moved_sample
 from shards.index import ShardIndex, parse_index, sample_checksums
 from shards.layout import (
     MANIFEST,
@@ -108,7 +109,8 @@ def _check_shard(
             continue
         found = sha256_hex(contents[suffix])
         if found != record.sha256[suffix]:
-            yield Finding(name, "", _difference(found, owners))
+            line = _wrong_line(contents["idx"], record.bytes) if suffix == "idx" and found not in owners else ""
+            yield Finding(name, "", _difference(found, owners) + line)
     index = None
     try:
         index = parse_index(contents["npz"], folder / record.file("npz")) if "npz" in contents else None
@@ -150,12 +152,14 @@ def _check_tar(
     size = file.stat().st_size
     if size != record.bytes:
         yield Finding(file.name, "", f"{size:,} bytes, the manifest promises {record.bytes:,}")
+    elif quick and index and (moved := moved_sample(file, index)):
+        yield Finding(file.name, "", f"another tar, or another index: {moved}")
     if quick:
         return
     with open(file, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != record.sha256["tar"]:
-        damaged = list(_damaged_samples(file, index)) if index else []
+        damaged = list(_damaged_samples(file, index)) if index and found not in owners else []
         yield from damaged or [Finding(file.name, "", _difference(found, owners))]
     elif index:
         yield from _check_headers(file, index, contents.get("idx"))
@@ -229,6 +233,15 @@ def _difference(found: str, owners: Mapping[str, str]) -> str:
     if found in owners:
         return f"swapped: it is {owners[found]}"
     return "changed: sha256 differs from the manifest"
+
+
+def _wrong_line(dali: bytes, tar_size: int) -> str:
+    """The first line of an index of DALI's that no tar of this size can have, or nothing."""
+    try:
+        parse_dali_index(dali.decode("ascii", "replace"), "", tar_size)
+    except DataError as error:
+        return f"; {str(error).removeprefix(': ')}"
+    return ""
 
 
 def _unreadable(name: str, error: OSError) -> Finding:

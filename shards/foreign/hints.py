@@ -45,7 +45,7 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
 def parse_class_names(file: Path) -> tuple[str, ...]:
     """One name per line; DataError where that is not what the file holds."""
     try:
-        names = tuple(line.strip() for line in file.read_text("utf-8").rstrip("\n").split("\n"))
+        names = tuple(line.strip() for line in file.read_text("utf-8-sig").rstrip("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read: {error}; one class name per line is needed") from error
     if not all(names):

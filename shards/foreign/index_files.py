@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shards.foreign.samples import holds_sample
-from shards.foreign.tars import ForeignTar
+from shards.foreign.samples import moved_sample
 from shards.index import ForeignIndex, Promise, read_promised_index
 from shards.layout import DataError, MissingData, canonical_json, escape_key, json_sha256, sha256_hex
 
@@ -201,16 +200,8 @@ def read_tar_index(opened: OpenedSet, record: TarRecord) -> ForeignIndex | str:
         num_classes=len(opened.index.classes),
     )
     index = read_promised_index(opened.tar(record), opened.npz(record), ForeignIndex, promise)
-    return index if isinstance(index, str) else _other_tar(opened.tar(record), index)
-
-
-def _other_tar(tar: Path, index: ForeignIndex) -> ForeignIndex | str:
-    """`index`, if the first sample, one in the middle and the last lie where it says; else what is wrong."""
-    with ForeignTar(tar) as opened:
-        for row in sorted({0, len(index) // 2, len(index) - 1}):
-            start, offset, size, key = (index.arrays[name][row] for name in ("start", "offset", "size", "key"))
-            if not holds_sample(opened, int(start), bytes(key), int(offset), int(size)):
-                return f"{tar.name} changed since it was indexed: no {bytes(key).decode()} at byte {start:,}"
+    if not isinstance(index, str) and (moved := moved_sample(opened.tar(record), index)):
+        return f"{record.name} changed since it was indexed: {moved}"
     return index
 
 

@@ -28,7 +28,8 @@ from shards.foreign.index_files import (
     split_place,
 )
 from shards.foreign.jobs import Indexed, check_tar, make_index, write_if_new
-from shards.foreign.samples import check_labels, layout_of
+from shards.foreign.labels import check_labels
+from shards.foreign.samples import layout_of
 from shards.layout import MANIFEST, PLAN, DataError, MissingData, Rejection
 from shards.processes import call_each
 
@@ -122,14 +123,14 @@ def check_foreign(
     present = [record for record in opened.index.tars if record.name not in absent]
     jobs = [(opened, record, decode) for record in present]
     results: dict[int, list[Finding]] = {}
-    try:
-        for position, future in call_each(check_tar, jobs, _number(num_workers)):
+    for position, future in call_each(check_tar, jobs, _number(num_workers)):
+        try:
             results[position] = future.result()
-            if progress:
-                progress(len(results), len(present))
-    except BrokenProcessPool:
-        unread = next(record.name for position, record in enumerate(present) if position not in results)
-        findings.append(Finding(unread, "", "a process died that read this tar or one after it (an image that kills?)"))
+        except BrokenProcessPool as error:
+            what = f"the process died that read this tar ({error}): killed, or out of memory"
+            results[position] = [Finding(present[position].name, "", what)]
+        if progress:
+            progress(len(results), len(present))
     return findings + [finding for position in sorted(results) for finding in results[position]]
 
 

@@ -7,37 +7,29 @@ that is no number) is refused; images that cannot be trained on are left out and
 
 from __future__ import annotations
 
-import json
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from shards.foreign.tars import ForeignTar, Place
+from shards.foreign.grouping import MOST_PARTS, Run, read_runs, read_samples
+from shards.foreign.labels import Sample, check_labels, class_name_of, fault, label_of, labels_of_run, shown
+from shards.foreign.stretch import Place
+from shards.foreign.tars import ForeignTar
 from shards.image_headers import read_image_header
-from shards.index import ForeignIndex
+from shards.index import ForeignIndex, ShardIndex
 from shards.layout import DataError, Rejection, escape_key
 from shards.making.screening import Rejected
 
 _EXPECTED = "expected are one image (jpg, jpeg, png or webp) and a label, if there are any, in cls or in json's `label`"
 _LOOKED_AT = 5  # samples that tell a layout
-_MOST_DIGITS = 6
-_MOST_CLASSES = 10**_MOST_DIGITS
 _IMAGES = (b"jpg", b"jpeg", b"png", b"webp")
-_MOST_PARTS = 32  # files of a sample
-_MOST_LABEL, _MOST_JSON = 64, 2**20  # bytes
-_WHITE = b" \t\r\n"
 _NAMES = ("start", "offset", "size", "label", "height", "width", "key", "extension")
 _NOTHING_TO_ESCAPE = (string.ascii_letters + string.digits + "_").encode()
-
-
-# The files that lie side by side under one key: the key, and their places by extension in lower case.
-Sample = tuple[bytes, dict[bytes, Place]]
 
 
 @dataclass
@@ -69,35 +61,6 @@ class _Columns:
     class_names: dict[int, str] = field(default_factory=dict)
 
 
-def read_samples(tar: ForeignTar, begin: int = 0, first: int | None = None) -> Iterator[Sample]:
-    """The samples of a tar from byte `begin` on; with `first`, as many as lie complete in so many files, and one more.
-
-    Raises DataError naming tar and key as `ForeignTar.stretches` does, and for files without extension, for an
-    extension twice, and for a key that comes again.
-    """
-    seen: dict[bytes, int] = {}
-    current, parts = None, {}
-    stretches = tar.stretches(begin) if first is None else [next(tar.stretches(begin, first))]
-    for names, places in stretches:
-        for (key, _, extension), place in zip(_split(names), places, strict=True):
-            if key != current:
-                if not key:
-                    continue  # a hidden file
-                if parts:
-                    yield current, parts
-                if key in seen:
-                    raise _again(tar, key, seen[key], place[0])
-                current, parts, seen[key] = key, {}, place[0]
-            if not extension:
-                raise _fault(tar, key, "a file without extension belongs to no sample", "repack the tar without it")
-            extension = extension.lower()
-            if extension in parts:
-                raise _twice(tar, key, extension, parts[extension][1], place[1])
-            parts[extension] = place
-    if parts:
-        yield current, parts
-
-
 def index_tar(path: Path) -> TarContents:
     """Index a tar. Reads headers, labels and the beginnings of images.
 
@@ -106,8 +69,8 @@ def index_tar(path: Path) -> TarContents:
     """
     columns = _Columns()
     with ForeignTar(path) as tar:
-        for sample in read_samples(tar):
-            _add(columns, tar, sample)
+        for samples in read_runs(tar):
+            _add_all(columns, tar, samples)
         if not columns.layouts:
             raise tar.fault("no samples in it", "take it out of the folder")
         if not columns.rows:
@@ -120,7 +83,7 @@ def index_tar(path: Path) -> TarContents:
     components: Counter[str] = Counter()
     for names, layout in columns.layouts.items():
         components[_listed(names)] += layout.number
-    label_keys = {stands_in: _shown(key) for stands_in, key in columns.label_keys.items()}
+    label_keys = {stands_in: shown(key) for stands_in, key in columns.label_keys.items()}
     return TarContents(index, components, label_keys, columns.class_names)
 
 
@@ -130,7 +93,7 @@ def layout_of(path: Path) -> list[str]:
     Tells a wrong layout at once, however long the tar is.
     """
     with ForeignTar(path) as tar:
-        samples = list(islice(read_samples(tar, first=(_LOOKED_AT + 1) * _MOST_PARTS), _LOOKED_AT))
+        samples = list(islice(read_samples(tar, 0, (_LOOKED_AT + 1) * MOST_PARTS), _LOOKED_AT))
         if not samples:
             raise tar.fault("no samples in it", f"give a folder of WebDataset shards; {_EXPECTED}")
         for sample in samples:
@@ -138,68 +101,91 @@ def layout_of(path: Path) -> list[str]:
         return [_listed(parts) for _, parts in samples]
 
 
-def holds_sample(tar: ForeignTar, start: int, key: bytes, offset: int, size: int) -> bool:
-    """Whether the sample with this (escaped) key begins at byte `start` and has its image at `offset`."""
+def moved_sample(path: Path, index: ShardIndex | ForeignIndex) -> str:
+    """A sample that is not where the index has it, in words; nothing if the first, one in the middle and the last are.
+
+    Enough to tell another tar of the same size.
+    """
+    columns = [index.arrays[name] for name in ("start", "offset", "size", "key")]
     try:
-        found, parts = next(read_samples(tar, start, first=2 * _MOST_PARTS))
+        with ForeignTar(path) as tar:
+            for row in sorted({0, len(index) // 2, len(index) - 1}):
+                start, offset, size, key = (column[row].item() for column in columns)
+                if not _holds_sample(tar, start, key, offset, size):
+                    return f"no {key.decode()} at byte {start:,}"
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _holds_sample(tar: ForeignTar, start: int, key: bytes, offset: int, size: int) -> bool:
+    """Whether the sample with this key begins at byte `start` and has its image at `offset`.
+
+    The index has keys escaped, and so have tars of ours.
+    """
+    try:
+        found, parts = next(read_samples(tar, start, 2 * MOST_PARTS))
         place = parts[_image_of(tar, (found, parts))]
     except (DataError, StopIteration):
         return False
-    return (_escaped([found])[0], *place[1:3]) == (key, offset, size)
+    return key in (found, _escaped([found])[0]) and place[1:3] == (offset, size)
 
 
-def _shown(name: bytes) -> str:
-    """A name of a tar for messages."""
-    return name.decode("utf-8", "backslashreplace")
-
-
-def _fault(tar: ForeignTar, key: bytes, problem: str, remedy: str = "repack it") -> DataError:
-    """The error that names tar and key."""
-    return DataError(f"{tar.path}:{_shown(key)}: {problem}; {remedy}")
-
-
-def check_labels(first: dict[str, str]) -> None:
-    """DataError naming two samples whose labels stand in different places (cls, json, none)."""
-    if len(first) > 1:
-        (one, key), (other, second) = list(first.items())[:2]
-        raise DataError(
-            f"{key}: label in {one}, {second}: label in {other}; all samples must have theirs in the same place: repack"
-        )
-
-
-def _split(names: Sequence[bytes]) -> list[tuple[bytes, bytes, bytes]]:
-    """(key, dot, extension) of names; the key is empty for hidden files, such as macOS adds."""
-    if b"/" not in b"".join(names):
-        return [name.partition(b".") for name in names]
-    found = []
-    for name in names:
-        folder, slash, base = name.rpartition(b"/")
-        stem, dot, extension = base.partition(b".")
-        found.append((folder + slash + stem if stem else b"", dot, extension))
-    return found
+def _add_all(columns: _Columns, tar: ForeignTar, samples: Run | list[Sample]) -> None:
+    """Add samples, a run of them at once where its labels are as plain as its files."""
+    labels = labels_of_run(samples.places) if isinstance(samples, Run) else None
+    if labels is None:
+        for sample in samples if isinstance(samples, list) else map(samples.sample, range(len(samples.keys))):
+            _add(columns, tar, sample)
+        return
+    layout = _layout(columns, tar, samples.sample(0))
+    layout.number += len(samples.keys)
+    _note_label(columns, tar, samples.keys[0], "cls" if b"cls" in samples.places else "none")
+    if b"json" in samples.places:
+        for key, label, place in zip(samples.keys, labels, samples.places[b"json"], strict=True):
+            if label not in columns.class_names:
+                columns.class_names[label] = class_name_of(tar, (key, {b"json": place}))
+    starts = (place[0] for place in next(iter(samples.places.values())))
+    for row in zip(samples.keys, starts, samples.places[layout.image], labels, strict=True):
+        _add_image(columns, tar, layout.image, *row)
 
 
 def _add(columns: _Columns, tar: ForeignTar, sample: Sample) -> None:
     key, parts = sample
-    names = tuple(parts)
-    layout = columns.layouts.get(names)
-    if layout is None:
-        layout = columns.layouts[names] = _Layout(_image_of(tar, sample))
+    layout = _layout(columns, tar, sample)
     layout.number += 1
-    label, stands_in = _label(tar, sample)
+    label, stands_in = label_of(tar, sample)
+    _note_label(columns, tar, key, stands_in)
+    if b"json" in parts and label not in columns.class_names:
+        columns.class_names[label] = class_name_of(tar, sample)
+    _add_image(columns, tar, layout.image, key, next(iter(parts.values()))[0], parts[layout.image], label)
+
+
+def _layout(columns: _Columns, tar: ForeignTar, sample: Sample) -> _Layout:
+    """What is known of samples with these files; the first of them must have one image."""
+    names = tuple(sample[1])
+    if names not in columns.layouts:
+        columns.layouts[names] = _Layout(_image_of(tar, sample))
+    return columns.layouts[names]
+
+
+def _note_label(columns: _Columns, tar: ForeignTar, key: bytes, stands_in: str) -> None:
+    """DataError where a sample has its label in another place than those before it."""
     if stands_in not in columns.label_keys:
         columns.label_keys[stands_in] = key
-        check_labels({kind: f"{tar.path}:{_shown(first)}" for kind, first in columns.label_keys.items()})
-    if b"json" in parts and label not in columns.class_names:
-        columns.class_names[label] = _class_name(tar, sample)
-    _, offset, size, head = parts[layout.image]
+        check_labels({kind: f"{tar.path}:{shown(first)}" for kind, first in columns.label_keys.items()})
+
+
+def _add_image(
+    columns: _Columns, tar: ForeignTar, extension: bytes, key: bytes, start: int, place: Place, label: int
+) -> None:
+    _, offset, size, head = place
     try:
         kind, height, width = read_image_header(head, size, lambda begin, length: tar.read(offset + begin, length))
     except Rejected as rejected:
-        path = (key + b"." + layout.image).decode("utf-8", "surrogateescape")
+        path = (key + b"." + extension).decode("utf-8", "surrogateescape")
         columns.rejected.append(Rejection(path, rejected.reason, rejected.detail, ""))
         return
-    start = next(iter(parts.values()))[0]
     columns.rows.append((start, offset, size, label, height, width, key, kind))
 
 
@@ -208,77 +194,14 @@ def _image_of(tar: ForeignTar, sample: Sample) -> bytes:
     key, parts = sample
     images = [extension for extension in _IMAGES if extension in parts]
     if len(images) != 1:
-        raise _fault(tar, key, f"has {len(images) or 'no'} images, found are {_listed(parts)[:200]}; {_EXPECTED}")
-    if len(parts) > _MOST_PARTS:
-        raise _fault(tar, key, f"has {len(parts)} files, at most {_MOST_PARTS} are read")
+        raise fault(tar, key, f"has {len(images) or 'no'} images, found are {_listed(parts)[:200]}; {_EXPECTED}")
+    if len(parts) > MOST_PARTS:
+        raise fault(tar, key, f"has {len(parts)} files, at most {MOST_PARTS} are read")
     return images[0]
 
 
-def _label(tar: ForeignTar, sample: Sample) -> tuple[int, str]:
-    """A sample's class, and where it stands: in `cls`, in `json`, or nowhere (-1)."""
-    _, parts = sample
-    if b"cls" in parts:
-        text = _content(tar, sample, b"cls", _MOST_LABEL)
-        digits = text.strip(_WHITE)
-        if not digits.isdigit() or len(digits) > _MOST_DIGITS:
-            raise _no_class(tar, sample, f"cls is {text[:40]!r}")
-        return int(digits), "cls"
-    if b"json" in parts:
-        label = _description(tar, sample).get("label")
-        if label is not None:
-            if type(label) is not int or not 0 <= label < _MOST_CLASSES:
-                raise _no_class(tar, sample, f"json's label is {str(label)[:40]!r}")
-            return label, "json"
-    return -1, "none"
-
-
-def _class_name(tar: ForeignTar, sample: Sample) -> str:
-    """The folder in json's `filename`, as in n01440764/n01440764_18.JPEG; empty where there is none.
-
-    A json that cannot be read does no harm where the label stands in `cls`.
-    """
-    try:
-        filename = _description(tar, sample).get("filename")
-    except DataError:
-        return ""
-    return filename.rpartition("/")[0].rpartition("/")[2] if isinstance(filename, str) else ""
-
-
-def _description(tar: ForeignTar, sample: Sample) -> dict[str, Any]:
-    content = _content(tar, sample, b"json", _MOST_JSON)
-    try:
-        told = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise _fault(tar, sample[0], f"json cannot be read: {str(error)[:100]}") from error
-    if not isinstance(told, dict):
-        raise _fault(tar, sample[0], f"json is {content[:40]!r}, an object is needed")
-    return told
-
-
-def _content(tar: ForeignTar, sample: Sample, extension: bytes, most: int) -> bytes:
-    key, parts = sample
-    _, offset, size, head = parts[extension]
-    if size > most:
-        raise _fault(tar, key, f"{_shown(extension)} has {size:,} bytes, at most {most:,} are read")
-    return head if len(head) == size else tar.read(offset, size)
-
-
-def _no_class(tar: ForeignTar, sample: Sample, found: str) -> DataError:
-    return _fault(tar, sample[0], f"{found}; a class number from 0 to {_MOST_CLASSES - 1:,} is needed")
-
-
-def _twice(tar: ForeignTar, key: bytes, extension: bytes, one: int, other: int) -> DataError:
-    where = f"at bytes {one:,} and {other:,}"
-    return _fault(tar, key, f"two {_shown(extension)}, {where}: a duplicate, or two samples of one key")
-
-
-def _again(tar: ForeignTar, key: bytes, one: int, other: int) -> DataError:
-    where = f"at bytes {one:,} and {other:,}"
-    return _fault(tar, key, f"the same key {where}: two samples, or one whose files are not side by side")
-
-
 def _listed(extensions: Sequence[bytes] | dict[bytes, Place]) -> str:
-    return _shown(b" ".join(sorted(extensions)))
+    return shown(b" ".join(sorted(extensions)))
 
 
 def _arrays(columns: _Columns) -> dict[str, np.ndarray]:

@@ -76,10 +76,7 @@ def convert(
     ConversionFailed when more than `max_bad_fraction` of the images are rejected or a worker dies, OSError when `out`
     cannot be written. Then no manifest is written, and shards that are complete stay.
     """
-    if not 0 <= max_bad_fraction <= 1:
-        raise ValueError(f"max_bad_fraction={max_bad_fraction}: a share from 0 to 1 is needed")
-    if num_workers is not None and num_workers < 1:
-        raise ValueError(f"workers={num_workers}: at least 1 process is needed")
+    check_limits(num_workers, max_bad_fraction)
     with _claimed(plan, out):
         done = [result for part in plan.shards if (result := finished_shard(out, part))]
         if complete := _complete_already(plan, out, done):
@@ -96,12 +93,23 @@ def convert(
         return _finish(plan, out, results, len(made))
 
 
+def check_limits(num_workers: int | None, max_bad_fraction: float) -> None:
+    """ValueError for a number of workers, or a share of bad images, that cannot be."""
+    if not 0 <= max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction={max_bad_fraction}: a share from 0 to 1 is needed")
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"workers={num_workers}: at least 1 process is needed")
+
+
 @contextmanager
 def _claimed(plan: Plan, out: Path) -> Iterator[None]:
     """Hold `out` for this plan alone; leftovers of a killed run are removed."""
     if plan.listing.walked and out.resolve().is_relative_to(plan.listing.root.resolve()):
         raise DataError(f"out={out}: lies in the source {plan.listing.root}; choose a folder outside of it")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"out={out}: a file lies where a folder is needed; choose another") from error
     descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(descriptor, out)

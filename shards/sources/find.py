@@ -13,6 +13,7 @@ from shards.sources.listing import Listing
 from shards.sources.parquet import list_parquet
 from shards.sources.path_lists import LIST_SUFFIXES, list_paths
 
+_VALIDATION = "ILSVRC2012_img_val.tar"
 _LOOKED_AT = 10_000  # entries of a folder that decide what it is
 KINDS = """expected one of
   a folder with one folder of images per class
@@ -33,8 +34,9 @@ def list_source(
     """The images of a source of any kind.
 
     `labels`: of the validation tar; `root`: of a list's paths; `split`: of parquet files. MissingData or DataError say
-    what was found and what was expected.
+    what was found and what was expected, and DataError for an option of another kind of source.
     """
+    _check_options(source, labels, root)
     if source.is_file():
         if source.suffix == ".tar":
             return list_imagenet_tar(source, labels=labels, progress=progress)
@@ -51,7 +53,19 @@ def list_source(
             f"source={source}: {suffixes['.tar']:,} tars; WebDataset shards are used where they are: "
             f"python tools/index_shards.py {source}. The official tars of ImageNet are given one at a time, by name"
         )
-    return list_class_folders(source, follow_symlinks=follow_symlinks, progress=progress)
+    listing = list_class_folders(source, follow_symlinks=follow_symlinks, progress=progress)
+    if all(entry.path.endswith((".parquet", ".tar")) for entry in listing.entries):
+        first = listing.entries[0].path
+        raise DataError(f"source={source}: no images in its folders, but {first}; give the folder of these files")
+    return listing
+
+
+def _check_options(source: Path, labels: Path | None, root: Path | None) -> None:
+    """Labels or a root that nothing would look at must not be thought to count."""
+    if labels is not None and source.suffix != ".tar":
+        raise DataError(f"--labels={labels}: only {_VALIDATION} takes labels; leave it out for {source}")
+    if root is not None and source.suffix not in LIST_SUFFIXES:
+        raise DataError(f"--root={root}: only a list {', '.join(LIST_SUFFIXES)} has a root; leave it out for {source}")
 
 
 def _suffixes(folder: Path) -> dict[str, int]:

@@ -16,8 +16,9 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from shards.layout import DataError, MissingData
+from shards.layout import TAR_BLOCK, DataError, MissingData, padded
 from shards.sources.listing import Entry, Listing, Place
 
 _CLASS_TAR = re.compile(r"(n\d{8})\.tar", re.ASCII)
@@ -25,6 +26,8 @@ _VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.ASCII)
 _WNID = re.compile(r"n\d{8}", re.ASCII)
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _META = "meta.mat"
+_LONGEST_END = 2 * TAR_BLOCK + 20 * TAR_BLOCK  # bytes: the mark, filled up to tar's record of 20 blocks
+_AGAIN = "download it again and compare its checksum"
 
 
 def list_imagenet_tar(
@@ -39,6 +42,8 @@ def list_imagenet_tar(
         raise MissingData(f"source={tar}: no such file; give the tar as it was downloaded")
     first = first_member(tar)
     if _CLASS_TAR.fullmatch(first):
+        if labels is not None:
+            raise DataError(f"--labels={labels}: the train tar {tar} has its labels in it; leave it out")
         return _train(tar, progress)
     if _VAL_IMAGE.fullmatch(first):
         return _validation(tar, labels, progress)
@@ -60,27 +65,58 @@ def first_member(tar: Path) -> str:
     return member.name
 
 
-def _members(stream: tarfile.TarFile, what: str) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar; DataError where it is cut or holds something else."""
+def _members(stream: BinaryIO, begin: int, size: int, what: str) -> Iterator[tarfile.TarInfo]:
+    """The regular files of a tar that lies in bytes [begin, begin + size) of a file, each name once.
+
+    Python takes a header that it cannot read for the end of the tar; so that no image is lost in silence, nothing but
+    an end of the usual length may stand behind the last file. DataError for that, a cut tar and anything else in it.
+    """
+    last, end, names = begin, begin + size, set()
     try:
-        for member in stream:
+        stream.seek(begin)
+        for member in tarfile.open(fileobj=stream, mode="r:") if size else ():
+            if member.offset >= end:  # of the tar around this one
+                break
             if not member.isreg() or member.issparse():
                 raise DataError(f"{what}: {member.name[:80]!r} is no regular file; the official tars hold nothing else")
+            last = member.offset_data + padded(member.size)
+            if last > end:
+                raise DataError(f"{what}: cut inside {member.name[:80]!r}: {size:,} bytes; {_AGAIN}")
+            if member.name in names:
+                raise DataError(f"{what}: {member.name[:80]!r} is in it twice; {_AGAIN}")
+            names.add(member.name)
             yield member
+        _check_end(stream, last, end, what)
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{what}: damaged or cut: {error}; download it again and compare its checksum") from error
+        raise DataError(f"{what}: damaged or cut: {error}; {_AGAIN}") from error
+
+
+def _check_end(stream: BinaryIO, position: int, end: int, what: str) -> None:
+    """Two blocks of zeros, and more of them up to a whole record, end a tar."""
+    length = end - position
+    if length < 2 * TAR_BLOCK:
+        raise DataError(f"{what}: cut: no end-of-archive mark after the last file; {_AGAIN}")
+    stream.seek(position)
+    rest = stream.read(min(length, _LONGEST_END))
+    if rest.count(0) != len(rest):
+        raise DataError(f"{what}: the header after the last readable file is damaged; {_AGAIN}")
+    if length > _LONGEST_END:
+        raise DataError(
+            f"{what}: {length:,} bytes after the last file, at most {_LONGEST_END:,} of zeros end a tar: a hole in it, "
+            f"or more tars behind it; {_AGAIN}"
+        )
 
 
 def _train(tar: Path, progress: Callable[[int, int], None] | None) -> Listing:
     size, found = tar.stat().st_size, {}
-    with tarfile.open(tar, "r:") as outer:
-        for member in _members(outer, f"source={tar}"):
+    with open(tar, "rb") as stream:
+        for member in _members(stream, 0, size, f"source={tar}"):
             name = _CLASS_TAR.fullmatch(member.name)
             if not name:
                 raise DataError(
                     f"source={tar}: {member.name[:80]!r} between class tars; expected names like n01440764.tar"
                 )
-            found[name[1]] = _class_entries(tar, outer, member, size)
+            found[name[1]] = _class_entries(tar, stream, member)
             if progress:
                 progress(member.offset_data + member.size, size)
     classes = tuple(sorted(found))
@@ -89,19 +125,19 @@ def _train(tar: Path, progress: Callable[[int, int], None] | None) -> Listing:
         for label, wnid in enumerate(classes)
         for name, position, length in sorted(found[wnid])
     )
-    return Listing(tar.parent, classes, tuple(entries), tuple(w for w in classes if not found[w]))
+    return Listing(tar.parent, classes, tuple(entries))
 
 
-def _class_entries(tar: Path, outer: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> list[tuple[str, int, int]]:
+def _class_entries(tar: Path, stream: BinaryIO, member: tarfile.TarInfo) -> list[tuple[str, int, int]]:
     """(name, first byte in the big tar, bytes) of the images of one class."""
-    if member.offset_data + member.size > size:
-        raise DataError(f"source={tar}: cut inside {member.name}: {size:,} bytes; download it again")
     where = f"source={tar}: {member.name}"
-    try:
-        with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
-            return [(m.name, member.offset_data + m.offset_data, m.size) for m in _members(inner, where)]
-    except tarfile.TarError as error:
-        raise DataError(f"{where}: not a tar: {error}; download it again") from error
+    entries = [(m.name, m.offset_data, m.size) for m in _members(stream, member.offset_data, member.size, where)]
+    if not entries:
+        raise DataError(f"{where}: no image in it; {_AGAIN}")
+    folders = [name for name, _, _ in entries if "/" in name]
+    if folders:
+        raise DataError(f"{where}: {folders[0][:80]!r} lies in a folder; the official tars have none")
+    return entries
 
 
 def _validation(tar: Path, labels: Path | None, progress: Callable[[int, int], None] | None) -> Listing:
@@ -114,12 +150,10 @@ def _validation(tar: Path, labels: Path | None, progress: Callable[[int, int], N
     classes = tuple(sorted(set(wnid_of.values())))
     number = {wnid: label for label, wnid in enumerate(classes)}
     size, entries, unlabelled = tar.stat().st_size, [], []
-    with tarfile.open(tar, "r:") as opened:
-        for member in _members(opened, f"source={tar}"):
+    with open(tar, "rb") as stream:
+        for member in _members(stream, 0, size, f"source={tar}"):
             if not _VAL_IMAGE.fullmatch(member.name):
                 raise DataError(f"source={tar}: {member.name[:80]!r}; expected names like ILSVRC2012_val_00000001.JPEG")
-            if member.offset_data + member.size > size:
-                raise DataError(f"source={tar}: cut inside {member.name}: {size:,} bytes; download it again")
             wnid = wnid_of.get(Path(member.name).stem)
             if wnid is None:
                 unlabelled.append(member.name)
@@ -144,7 +178,7 @@ def read_labels(file: Path) -> dict[str, str]:
     if tarfile.is_tarfile(file):
         return _devkit_labels(file)
     found: dict[str, str] = {}
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(_text_of(file).splitlines(), start=1):
         words = next(csv.reader([line.replace("\t", " ").replace(",", " ")], delimiter=" ", skipinitialspace=True), [])
         if not words or words[0] == "ImageId":
             continue
@@ -155,6 +189,13 @@ def read_labels(file: Path) -> dict[str, str]:
     if not found:
         raise DataError(f"--labels={file}: no labels in it; expected lines `FILE n01751748`")
     return found
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")  # Windows begins a text with a mark
+    except UnicodeDecodeError as error:
+        raise DataError(f"--labels={file}: no text in UTF-8: {error}; expected lines `FILE n01751748`") from error
 
 
 def _devkit_labels(kit: Path) -> dict[str, str]:

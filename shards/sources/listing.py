@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from shards.layout import DataError
+
 
 class Place(NamedTuple):
     """Where an image lies that is not a file of its own."""
@@ -38,6 +40,7 @@ class Listing:
     entries: tuple[Entry, ...]
     empty: tuple[str, ...] = ()  # classes without a file
     ignored: int = 0  # files of the operating system, and files beside the class folders
+    notes: tuple[str, ...] = ()  # what looks odd, one line each
     walked: bool = False  # whether all that lies below the root belongs to the source: nothing may be written there
     shuffled: bool = True  # whether images can be read in any order at the same cost (not so: parquet)
 
@@ -50,3 +53,10 @@ class Listing:
 def described(entry: Any) -> tuple:
     """An entry's fields for a hash: what has no place is described as it was before places were known."""
     return tuple(entry) if entry.place is not None else tuple(entry)[:-1]
+
+
+def numbered_classes(source: str, top: int, images: int) -> tuple[str, ...]:
+    """Names of classes 0 to `top` that have none (-1: no classes); DataError for a number that cannot be meant."""
+    if top >= 10 * images + 1000:
+        raise DataError(f"{source}: class number {top:,} for {images:,} images; number classes from 0")
+    return tuple(map(str, range(top + 1)))

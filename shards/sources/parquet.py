@@ -9,66 +9,128 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.layout import DataError, MissingData
-from shards.sources.listing import Entry, Listing, Place
+from shards.making.screening import Rejected
+from shards.sources.listing import Entry, Listing, Place, numbered_classes
 
 if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
 
 _NO_LABEL = -1
+_PART = re.compile(r"-[0-9]+-of-([0-9]+)", re.ASCII)  # in a file's name
+_INTEGER = re.compile(r"u?int(8|16|32|64)", re.ASCII)
 
 
 def list_parquet(folder: Path, *, split: str = "train", progress: Callable[[int, int], None] | None = None) -> Listing:
     """The rows of the files `SPLIT-*.parquet` below `folder`. `progress(done, all)` counts files.
 
-    Raises DataError saying which columns were found, MissingData where the split is not there.
+    Raises DataError saying which columns or labels were found, MissingData where the split is not there.
     """
     files = sorted(folder.rglob(f"{split}-*.parquet"))
-    if not files:
-        found = ", ".join(sorted({path.name.partition("-")[0] for path in folder.rglob("*.parquet")})) or "none"
-        raise MissingData(f"source={folder}: no files {split}-*.parquet (splits found: {found}); choose one by --split")
+    notes = _check_files(folder, split, files)
     classes: tuple[str, ...] | None = None
     entries: list[Entry] = []
     for done, file in enumerate(files, start=1):
-        names, rows = _rows(folder, file)
+        names, rows, without = _rows(folder, file)
         if classes not in (None, names):
             raise DataError(f"source={folder}: {file.name} has other class names than {files[0].name}; keep one set")
         classes = names
         entries += rows
+        notes += [note for note in without if note not in notes]
         if progress:
             progress(done, len(files))
-    top = max((entry.label for entry in entries), default=_NO_LABEL)
-    if top >= len(classes or ()):
-        classes = tuple(map(str, range(top + 1)))  # numbers without names
-    return Listing(folder, classes or (), tuple(entries), shuffled=False)
+    if not entries:
+        raise DataError(f"source={folder}: no rows in {len(files):,} files {split}-*.parquet; download them again")
+    classes = _classes(folder, classes or (), [entry.label for entry in entries])
+    return Listing(folder, classes, tuple(_told_apart(entries)), notes=tuple(notes), shuffled=False)
 
 
-def _rows(folder: Path, file: Path) -> tuple[tuple[str, ...], list[Entry]]:
-    """Class names and entries of one file; only names and labels are read, not the images."""
+def _check_files(folder: Path, split: str, files: Sequence[Path]) -> list[str]:
+    """Raise unless the files are those of one set; returns a note where some are missing."""
+    if not files:
+        found = ", ".join(sorted({path.name.partition("-")[0] for path in folder.rglob("*.parquet")})) or "none"
+        raise MissingData(
+            f"source={folder}: no files {split}-*.parquet (splits found: {found}); choose one by --source-split"
+        )
+    places = sorted({str(file.parent) for file in files})
+    if len(places) > 1:
+        raise DataError(
+            f"source={folder}: {split}-*.parquet in {len(places)} folders ({places[0]}, {places[1]}, ...): several "
+            "sets; give one of these folders"
+        )
+    promised = sorted({int(match[1]) for file in files if (match := _PART.search(file.stem))})
+    if len(promised) > 1:
+        raise DataError(
+            f"source={folder}: files of a set of {promised[0]} and of one of {promised[1]} ({files[0].name}, ...), two "
+            "downloads in one folder; keep one"
+        )
+    if promised and promised[0] != len(files):
+        return [f"{promised[0]:,} files {split}-*.parquet are promised by their names, {len(files):,} are here"]
+    return []
+
+
+def _rows(folder: Path, file: Path) -> tuple[tuple[str, ...], list[Entry], list[str]]:
+    """Class names, entries and notes of one file; only names and labels are read, not the images."""
     opened = _open(file)
-    columns = set(opened.schema_arrow.names)
+    columns = sorted(opened.schema_arrow.names)
     leaves = {opened.schema.column(i).path for i in range(len(opened.schema))}
     if "image.bytes" not in leaves:
-        raise DataError(f"source={file}: columns {sorted(columns)}; expected image (with bytes and path) and label")
+        raise DataError(f"source={file}: columns {columns}; expected image (with bytes and path) and label")
     count, place = opened.metadata.num_rows, str(file.relative_to(folder))
-    wanted = [name for name in ("image.path", "label") if name in leaves]
-    table = opened.read(columns=wanted) if wanted else None
-    paths = table.column("image").to_pylist() if "image.path" in leaves else [{}] * count
-    labels = table.column("label").to_pylist() if "label" in leaves else [None] * count
-    names = _class_names(opened)
+    paths = opened.read(columns=["image.path"]).column("image").to_pylist() if "image.path" in leaves else [{}] * count
+    labels = _labels(file, opened) if "label" in columns else [_NO_LABEL] * count
+    notes = [] if "label" in columns else [f"no column label, so no image has one (columns: {', '.join(columns)})"]
+    names = _class_names(file, opened)
     size = sum(_image_bytes(opened, group) for group in range(opened.num_row_groups)) // max(count, 1)
     entries = []
     for row, (path, label) in enumerate(zip(paths, labels, strict=True)):
-        number = _NO_LABEL if label is None else int(label)
         stem = Path((path or {}).get("path") or f"{file.stem}-{row:06d}.jpg").name
-        group = f"{names[number] if 0 <= number < len(names) else number}/" if number >= 0 else ""
-        entries.append(Entry(group.replace(", ", "_") + stem, number, size, None, Place("parquet", place, row)))
-    return names, entries
+        group = f"{names[label] if label < len(names) else label}/" if label >= 0 else ""
+        entries.append(Entry(group.replace(", ", "_") + stem, label, size, None, Place("parquet", place, row)))
+    return names, entries, notes
+
+
+def _labels(file: Path, opened: pyarrow.parquet.ParquetFile) -> list[int]:
+    """The column label, with -1 for none; DataError unless it holds class numbers."""
+    kind = str(opened.schema_arrow.field("label").type)
+    if not _INTEGER.fullmatch(kind):
+        raise DataError(f"source={file}: the column label is of the kind {kind}; class numbers 0, 1, 2, ... are needed")
+    labels = [_NO_LABEL if label is None else label for label in opened.read(columns=["label"])["label"].to_pylist()]
+    if min(labels, default=0) < _NO_LABEL:
+        raise DataError(f"source={file}: the label {min(labels)}; class numbers 0, 1, 2, ... (or -1, none) are needed")
+    return labels
+
+
+def _classes(folder: Path, names: tuple[str, ...], labels: Sequence[int]) -> tuple[str, ...]:
+    """Names of all classes, numbers where they have none; DataError where names and labels do not fit."""
+    unlabelled, top = labels.count(_NO_LABEL), max(labels)
+    if unlabelled not in (0, len(labels)):
+        raise DataError(f"source={folder}: {unlabelled:,} of {len(labels):,} rows have no label; give all or none one")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise DataError(f"source={folder}: {len(names):,} class names, {twice!r} more than once; make them different")
+    if names and top >= len(names):
+        raise DataError(f"source={folder}: the label {top:,}, and only {len(names):,} class names; give a name to each")
+    return names or numbered_classes(f"source={folder}", top, len(labels))
+
+
+def _told_apart(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Rows whose images have the same name (image.jpg everywhere) are called by their place instead."""
+    shared = Counter(entry.path for entry in entries)
+    for entry in entries:
+        if shared[entry.path] == 1:
+            yield entry
+        else:
+            group, slash, name = entry.path.rpartition("/")
+            unique = f"{Path(entry.place.file).stem}-{entry.place.position:06d}-{name}"
+            yield entry._replace(path=group + slash + unique)
 
 
 def _open(file: Path) -> pyarrow.parquet.ParquetFile:
@@ -78,7 +140,7 @@ def _open(file: Path) -> pyarrow.parquet.ParquetFile:
     except ImportError as error:
         raise DataError(f"source={file}: pyarrow is not installed; pip install 'maskwright[parquet]'") from error
     try:
-        return pyarrow.parquet.ParquetFile(file)
+        return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"source={file}: not a readable parquet file: {error}; download it again") from error
 
@@ -89,20 +151,26 @@ def _image_bytes(opened: pyarrow.parquet.ParquetFile, group: int) -> int:
     return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == "image.bytes")
 
 
-def _class_names(opened: pyarrow.parquet.ParquetFile) -> tuple[str, ...]:
-    about = json.loads((opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-    label = about.get("info", {}).get("features", {}).get("label", {})
-    return tuple(label.get("names", ()))
+def _class_names(file: Path, opened: pyarrow.parquet.ParquetFile) -> tuple[str, ...]:
+    try:
+        about = json.loads((opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        return tuple(map(str, about.get("info", {}).get("features", {}).get("label", {}).get("names", ())))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError(f"source={file}: its description of columns cannot be read: {error}; write it again") from error
 
 
 def read_row(file: Path, row: int) -> bytes:
-    """The encoded image of one row; DataError where it is not there."""
+    """The encoded image of one row; Rejected where the row has none, DataError where the file cannot be read."""
     opened, starts = _reader(file)
     group = max(g for g, start in enumerate(starts) if start <= row)
-    cell = _row_group(file, group)[row - starts[group]].as_py()
+    try:
+        cell = _row_group(file, group)[row - starts[group]].as_py()
+    except (OSError, IndexError, ValueError) as error:  # pyarrow's own errors are of these kinds
+        reason = " ".join(str(error).split())
+        raise DataError(f"source={file}: row {row:,} cannot be read: {reason}; download the file again") from error
     data = (cell or {}).get("bytes")
     if data is None:
-        raise DataError(f"source={file}: row {row} holds no image bytes, only a path; give the files with their images")
+        raise Rejected("no-bytes", f"row {row:,} of {file.name} holds no image bytes, only a path")
     return data
 
 
