@@ -213,7 +213,8 @@ def check_classes(train: Dataset, val: Dataset | None) -> None:
     number, (ours, theirs) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
     raise ValueError(
         f"data.val={val.folder}: class {number} is {theirs}, in data.train={train.folder} it is {ours} "
-        f"({len(val.classes)} and {len(train.classes)} classes); convert both from the same class folders"
+        f"({len(val.classes)} and {len(train.classes)} classes); convert both from the same class "
+        "folders; an empty folder keeps the number of a class without images"
     )
 
 

@@ -58,6 +58,7 @@ def test_a_checkpoint_holds_the_student_and_not_the_teacher(folder):
     assert objective.facts()["teacher"] in (checkpoint / "manifest.json").read_text()
 
 
+@pytest.mark.long  # tests/test_exact_resume.py and test_bad_steps.py have short forms of it
 def test_every_stage_and_precision_has_the_same_losses(folder):
     """Two ranks, ZeRO 0 to 3; stage 3, where small weights are divided too, comes last (it patches torch)."""
     settings = ["--recipe", "vit_ti_dtm_demo", *SETTINGS, f"data.train={data_of(folder)}", f"teacher={folder}/teacher",

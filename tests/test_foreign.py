@@ -384,6 +384,7 @@ def test_the_command_says_what_came_from_where(released, tmp_path):
 # --- training from them ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long  # whole runs; the parts are tested above
 def test_a_run_begins_with_the_weights_and_goes_on_without_them(shards, tmp_path):
     """At a learning rate of nearly nothing the exported encoder is the one that it began with."""
     first = train(tmp_path / "first", f"data.train={shards}/train", "run.steps=2")

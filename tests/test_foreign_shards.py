@@ -42,10 +42,14 @@ from shards.augment import reference
 from shards.augment.views import VIEWS
 from shards.dataset import open_dataset
 from shards.draws.masks import NO_MASK
+from shards.foreign import grouping
+from shards.foreign import samples as samples_of_tars
 from shards.foreign.index_files import find_index, index_homes, parse_set
 from shards.foreign.indexing import check_foreign, index_shards, look
 from shards.foreign.samples import index_tar
+from shards.foreign.tars import ForeignTar
 from shards.image_headers import read_image_header
+from shards.index import format_index
 from shards.layout import DataError, MissingData, unescape_key
 from shards.making.screening import Rejected
 from shards.reading.loader import EvaluationLoader, TrainLoader
@@ -352,6 +356,53 @@ def test_any_bytes_give_an_index_or_our_error(tmp_path_factory, data):
                 f"{k.decode()}.jpg": (o, s)
                 for k, o, s in zip(*(found.arrays[n].tolist() for n in ("key", "offset", "size")), strict=True)
             } | {m.name: (m.offset_data, m.size) for m in images if any(m.name == r.path for r in found.rejected)}
+
+
+PLAIN = samples(range(20))
+ODD = [("y.cls", b"1"), ("y.txt", b"y"), ("y.jpg", picture(1))]
+
+
+def described(n: int) -> list[tuple[str, bytes]]:
+    about = b'{"filename": "n%d/x.jpg"}' % (n % 2)
+    return [(f"{n:03d}.cls", b"%d" % (n % 2)), (f"{n:03d}.jpg", picture(n)), (f"{n:03d}.json", about)]
+
+
+LAYOUTS = {
+    "plain": PLAIN,
+    "upper case": [(name.replace("jpg", "JPG"), data) for name, data in PLAIN],
+    "with white space": [(name, b" 3\n" if name.endswith("cls") else data) for name, data in PLAIN],
+    "hidden files": [member for one in PLAIN for member in (one, (".x", b"x"), (f"._{one[0]}", b"x"))],
+    "another layout later": [*samples(range(9)), *ODD, *samples(range(10, 20))],
+    "bad images": [(name, b"<html>404 Not Found" if name.endswith("5.jpg") else data) for name, data in PLAIN],
+    "two classes": [member for n in range(20) for member in described(n)],
+    "labels in json": [
+        member for n in range(20) for member in ((f"{n}.jpg", picture(n)), (f"{n}.json", b'{"label": 3}'))
+    ],
+    "no labels": [member for member in PLAIN if member[0].endswith("jpg")],
+    "folders": [(f"x/{name}", data) for name, data in PLAIN],
+    "folders with dots": [(f"x.y/{name}", data) for name, data in PLAIN],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("most", [1, 5, 4096])
+def test_samples_taken_together_and_one_by_one_are_the_same(tmp_path, monkeypatch, layout, most):
+    """However the tar is cut into stretches."""
+    tar = write_tar(tmp_path / "0.tar", LAYOUTS[layout])
+    stretches = ForeignTar.stretches
+    monkeypatch.setattr(ForeignTar, "stretches", lambda self, begin=0, _=0: stretches(self, begin, most))
+    together = index_tar(tar)
+    monkeypatch.setattr(grouping, "_run", lambda *_: None)
+    alone = index_tar(tar)
+    assert format_index(together.index) == format_index(alone.index) and len(alone.index) >= 16
+    assert vars(together) | {"index": 0} == vars(alone) | {"index": 0}
+
+
+def test_plain_samples_are_taken_together(tmp_path, monkeypatch):
+    tar = write_tar(tmp_path / "0.tar", samples(range(20)), tarfile.PAX_FORMAT, mtime=0.5)
+    monkeypatch.setattr(samples_of_tars, "_add", lambda *_: pytest.fail("one by one"))
+    monkeypatch.setattr(grouping, "_begin_of_last", len)
+    assert len(index_tar(tar).index) == 20
 
 
 def test_binary_sizes_and_pax_sizes_are_read(tmp_path):

@@ -69,6 +69,7 @@ def test_the_average_moves_as_written(shards, tmp_path):
         assert not torch.equal(averages[step][f"average.encoder.{key}"], averages[0][f"average.encoder.{key}"])
 
 
+@pytest.mark.long  # tests/test_elastic.py has a short form
 def test_one_rank_with_the_same_images_under_batch_norm_is_equal(two_ranks, shards, tmp_path):
     """micro_batch x ranks kept (8 x 1 and 4 x 2): losses agree; halved, batch norm sees others and they do not."""
     arguments = (f"data.train={shards}/train", *LUT, "precision=fp32")
@@ -81,6 +82,7 @@ def test_one_rank_with_the_same_images_under_batch_norm_is_equal(two_ranks, shar
     assert other.metrics[0]["bc"] != pytest.approx(same.metrics[0]["bc"], abs=1e-4)
 
 
+@pytest.mark.long  # tests/test_exact_resume.py and test_bad_steps.py have short forms of it
 def test_resumed_is_bitwise_the_same(two_ranks, shards, tmp_path):
     """Two steps, then the rest, at stages 1 and 3: losses, and the average in the last checkpoint."""
     chosen = {name: STAGES[name] for name in ("stage1", "stage3")}

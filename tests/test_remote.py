@@ -272,6 +272,7 @@ def test_folders_stay_what_they_are(tmp_path: Path) -> None:
     assert all(is_harmless(f"data.{name}") for name in ("cache", "fetch_tries", "train"))
 
 
+@pytest.mark.long  # a whole run; fetching is tested above
 def test_a_training_reads_from_urls(
     server: ThreadingHTTPServer, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

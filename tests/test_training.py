@@ -85,6 +85,7 @@ def kill_after(step: int, folder: Path, *arguments: str, **start) -> None:
     kill_when(lambda: metrics.exists() and f'"step": {step},' in metrics.read_text(), command, folder)
 
 
+@pytest.mark.long  # tests/test_exact_resume.py and test_bad_steps.py have short forms of it
 def test_every_stage_and_precision_trains_and_resumes(shards, tmp_path):
     """ZeRO 0 to 3 on two ranks: the same losses in fp32, close ones in 16 bits; stage 3 really divides the weights."""
     runs = {

@@ -60,6 +60,7 @@ def test_nothing_happens_while_batches_come_and_between_them(seconds: float, tmp
     assert len(done.stdout.splitlines()) == 12
 
 
+@pytest.mark.long  # two ranks until a time limit
 def test_the_rank_that_waits_is_named_and_the_launcher_ends_all(shards: Path, tmp_path: Path) -> None:
     command = launch(
         SCRIPT, "library", "--recipe", "vit_ti_mae_demo", *TINY, f"data.train={shards}/train", "run.steps=20",

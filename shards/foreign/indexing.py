@@ -144,7 +144,7 @@ def _instead(place: Path) -> str:
     """What lies where no tars are."""
     folder, pattern = split_place(place)
     if not folder.is_dir():
-        return "no such folder"
+        return "no such folder; a folder is needed, or a pattern in quotes such as 'DIR/imagenet-train-*.tar'"
     with os.scandir(folder) as items:
         names = sorted((item.name, item.is_dir()) for item in items)
     inside = [name for name, is_folder in names if is_folder and find_tars(folder / name)]

@@ -42,14 +42,14 @@ def label_of(tar: ForeignTar, sample: Sample) -> tuple[int, str]:
     return -1, "none"
 
 
-def labels_of_run(places: dict[bytes, list[Place]]) -> list[int] | None:
+def labels_of_run(tar: ForeignTar, places: dict[bytes, list[Place]]) -> list[int] | None:
     """The classes of samples with the same files; None where they must be looked at one by one."""
     if b"cls" not in places:
         return None if b"json" in places else [-1] * len(next(iter(places.values())))
-    texts = [place[3] for place in places[b"cls"]]
-    sizes = [place[2] for place in places[b"cls"]]
-    whole = list(map(len, texts)) == sizes and 0 < min(sizes) and max(sizes) <= _MOST_DIGITS
-    return list(map(int, texts)) if whole and b"".join(texts).isdigit() else None
+    if not all(0 < size <= _MOST_DIGITS for _, _, size, _ in places[b"cls"]):
+        return None
+    texts = [head if len(head) == size else tar.read(offset, size) for _, offset, size, head in places[b"cls"]]
+    return list(map(int, texts)) if b"".join(texts).isdigit() else None
 
 
 def _check_once(tar: ForeignTar, sample: Sample) -> None:

@@ -133,7 +133,7 @@ def _holds_sample(tar: ForeignTar, start: int, key: bytes, offset: int, size: in
 
 def _add_all(columns: _Columns, tar: ForeignTar, samples: Run | list[Sample]) -> None:
     """Add samples, a run of them at once where its labels are as plain as its files."""
-    labels = labels_of_run(samples.places) if isinstance(samples, Run) else None
+    labels = labels_of_run(tar, samples.places) if isinstance(samples, Run) else None
     if labels is None:
         for sample in samples if isinstance(samples, list) else map(samples.sample, range(len(samples.keys))):
             _add(columns, tar, sample)

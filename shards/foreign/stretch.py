@@ -33,11 +33,10 @@ class Stretch:
         self.files.append((begin, data, size, content))
         self.begin = NOWHERE
 
-    def add_extended(self, header: bytes, position: int, content: bytes, begins: bool = True) -> None:
+    def add_extended(self, header: bytes, position: int, begins: bool) -> None:
         """A pax or GNU header; the next file begins with it, unless it is for all files."""
         self.others.append((len(self.blocks), position))
         self.blocks.append(header)
-        self.contents.append(content)
         if begins and self.begin == NOWHERE:
             self.begin = position
 

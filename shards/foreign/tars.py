@@ -225,10 +225,12 @@ class ForeignTar:
     def _extend(self, found: Stretch, header: bytes, position: int, size: int, content: bytes) -> None:
         """Take in a pax or GNU header: what it says holds for the next file."""
         kind, where = header[KIND], f"byte {position + TAR_BLOCK:,}"
+        found.add_extended(header, position, begins=kind != _PAX_GLOBAL)
         if size > _MOST_EXTENDED:
             raise self.fault(f"{where}: an extended header of {size:,} bytes; up to {_MOST_EXTENDED:,} are read")
         if len(content) < size:
             content = self.read(position + TAR_BLOCK, size)
+        found.contents.append(content)
         records = {b"path": content.rstrip(b"\0")} if kind == _LONG_NAME else parse_pax(content)
         if records is None:
             raise self.fault(f"{where}: a pax header that cannot be read")
@@ -236,7 +238,6 @@ class ForeignTar:
             raise self.fault(f"{where}: the next file is sparse", "repack it")
         if kind == _PAX_GLOBAL and records.keys() & {b"path", b"size"}:
             raise self.fault(f"{where}: a global pax header with a name or size for all files", "repack it")
-        found.add_extended(header, position, content, begins=kind != _PAX_GLOBAL)
         if kind != _PAX_GLOBAL and records.keys() & {b"path", b"size"}:  # the rest is times and owners
             found.pending.update(records)
 
