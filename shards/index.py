@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from shards.array_archives import read_arrays
 from shards.layout import IMAGE_EXTENSIONS, TAR_BLOCK, DataError, Rejection, sha256_hex
 
 _OURS = {
@@ -93,10 +94,9 @@ def parse_index(data: bytes, file: Path, kind: type[Index] = ShardIndex) -> Inde
     """Read the bytes of an index strictly; raises DataError, naming `file` and where it can the sample's key."""
     remedy = f"delete {file.name} and run {kind.TOOL} again"
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
+        stored = read_arrays(data)
         texts = {name: json.loads(stored.pop(name).tobytes().decode("ascii")) for name in ("meta", "rejected")}
-    except Exception as error:  # zipfile, numpy and json raise a dozen kinds on damaged bytes
+    except Exception as error:  # zipfile, numpy and json raise many kinds on damaged bytes
         raise DataError(f"{file}: not a readable index: {error or type(error).__name__}; {remedy}") from error
     meta = texts["meta"]
     if not isinstance(meta, dict) or {name: type(value) for name, value in meta.items()} != kind.META:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ from images import make_class_folders
 from shards.making.conversion import convert
 from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
+
+# Where tests are started in the background or by nohup, Ctrl-C is ignored, and every process that they start inherits
+# that: those that are to be ended by it would stay.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_shards(source: Path, out: Path, samples_per_shard: int) -> Path:

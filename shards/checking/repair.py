@@ -9,7 +9,6 @@ rerun of the conversion, which `again` spells out.
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 import tarfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.array_archives import read_array
 from shards.checking.tar_contents import Contents, mapped, read_contents
 from shards.dali_index import format_dali_index
 from shards.index import ShardIndex, format_index, parse_index, sample_checksums
@@ -172,10 +172,10 @@ def _arrays(file: Path, contents: Contents) -> dict[str, np.ndarray] | None:
 def _remembered(file: Path) -> tuple[str, tuple[Rejection, ...]]:
     """What only the index itself knows, from those members of a damaged one that are whole."""
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
-            meta, rejected = (json.loads(archive[name].tobytes()) for name in ("meta", "rejected"))
+        data = file.read_bytes()
+        meta, rejected = (json.loads(read_array(data, name).tobytes()) for name in ("meta", "rejected"))
         return meta["plan_sha256"], tuple(Rejection(*entry) for entry in rejected)
-    except Exception:  # as in `index.parse_index`: damaged bytes raise a dozen kinds
+    except Exception:  # as in `index.parse_index`: damaged bytes raise many kinds
         return "", ()
 
 
