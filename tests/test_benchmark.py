@@ -12,8 +12,9 @@ import pytest
 from shards.layout import read_manifest
 from tests.foreign_sets import numbered_set
 from tests.images import make_class_folders
-from tools import benchmark, data_benchmarks, side_by_side
-from tools.side_by_side import Row, Settings, compared, interleaved
+from tools import benchmark
+from tools.benchmarks import data, side_by_side
+from tools.benchmarks.side_by_side import Row, Settings, compared, interleaved, smaller
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +30,7 @@ def test_works_take_turns_and_the_first_round_does_not_count(monkeypatch):
 
     seconds = interleaved((lambda: work("ours"), lambda: work("theirs")), rounds=3)
     assert seconds == [2.0, 4.0] and order == ["ours", "theirs"] * 4
+    assert smaller("x", 2, 8, "bytes") == Row(name="x", ratio=4.0, ours=2, theirs=8, unit="bytes")
     assert compared("x", 8, seconds, "y/s") == Row(name="x", ratio=2.0, ours=4.0, theirs=2.0, unit="y/s")
 
 
@@ -39,21 +41,21 @@ def test_rates_are_amounts_over_medians(tmp_path, shards, monkeypatch):
         run.append((rounds, [work() for work in works]))
         return [2.0, 4.0]
 
-    monkeypatch.setattr(data_benchmarks, "interleaved", timed)
+    monkeypatch.setattr(data, "interleaved", timed)
     make_class_folders(tmp_path, classes=2, per_class=4)
-    row = data_benchmarks.conversion_rate(tmp_path, rounds=3)
+    row = data.conversion_rate(tmp_path, rounds=3)
     assert (row.ours, row.theirs, row.ratio, row.unit) == (4.0, 2.0, 2.0, "images/s")
     assert run.pop()[0] == 3
     folder = shards / "train"
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    row = data_benchmarks.hash_rate(folder)
+    row = data.hash_rate(folder)
     assert row.ours == pytest.approx(size / 2) and row.unit == "MB/s" and read_manifest(folder).samples == 80
 
 
 def test_indexing_is_measured_and_writes_nothing_beside_the_tars(tmp_path):
     place = numbered_set(tmp_path / "wds")
     before = sorted(place.rglob("*"))
-    row = data_benchmarks.index_rate(place, rounds=1)
+    row = data.index_rate(place, rounds=1)
     assert row.unit == "samples/s" and row.ratio == pytest.approx(row.ours / row.theirs) and row.theirs > 0
     assert sorted(place.rglob("*")) == before
 
@@ -61,12 +63,12 @@ def test_indexing_is_measured_and_writes_nothing_beside_the_tars(tmp_path):
 def test_the_sets_are_what_they_say(tmp_path):
     from shards.foreign.indexing import index_shards
 
-    pictures = data_benchmarks.make_pictures(4)
+    pictures = data.make_pictures(4)
     assert all(60_000 < len(picture) < 200_000 for picture in pictures)
-    tars = data_benchmarks.make_tars(tmp_path / "tars", pictures, tars=2, per_tar=3)
+    tars = data.make_tars(tmp_path / "tars", pictures, tars=2, per_tar=3)
     found = index_shards(tars).index
     assert found.samples == 6 and dict(found.components) == {"cls jpg json": 6} and found.labels == "cls"
-    folders = data_benchmarks.make_folders(tmp_path / "images", pictures, classes=2, per_class=3)
+    folders = data.make_folders(tmp_path / "images", pictures, classes=2, per_class=3)
     assert len(list(folders.glob("n*/*.JPEG"))) == 6
 
 
@@ -103,6 +105,7 @@ def test_any_suite_can_be_added(monkeypatch, tmp_path):
         (["data", "--rounds", "0"], "rounds=0: at least 1 is needed"),
         (["data", "--workers", "-1"], "workers=-1: at least 1 is needed"),
         (["data", "--scale", "0"], "scale=0: a number above 0 and up to 100 is needed"),
+        (["data", "--reference", "/no"], "reference=/no: holds no folder dtm"),
         (["data", "--json", "/no/such/folder/x.json"], "json=/no/such/folder/x.json: no such folder"),
     ],
 )
@@ -119,7 +122,7 @@ def test_suites_are_imported_only_when_asked_for():
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert all(f"  {name}" in result.stdout for name in benchmark.SUITES)
-    assert not {"numpy", "torch", "nvidia.dali", "tools.data_benchmarks"} & set(result.stdout.split())
+    assert not {"numpy", "torch", "nvidia.dali", "tools.data"} & set(result.stdout.split())
 
 
 def test_settings_scale_sets():

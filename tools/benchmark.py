@@ -20,10 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.shell import run
-from tools.side_by_side import ROUNDS, Row, Settings
+from tools.benchmarks.side_by_side import ROUNDS, Row, Settings
 
-# A suite is a module with a function `suite(settings)` that yields rows; it is imported when it is asked for.
-SUITES = {"data": "tools.data_benchmarks"}
+# A suite is imported when it is asked for.
+SUITES = {"data": "tools.benchmarks.data"}
 EPILOG = """examples:
   python tools/benchmark.py data
   python tools/benchmark.py data --json data.json --rounds 7 --workers 4
@@ -38,6 +38,12 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("suite", metavar="SUITE", help=", ".join(SUITES))
+    result.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="clones dtm/ and lut/ of the released programs, to be the other side",
+    )
     result.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     result.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="that count (%(default)s)")
     result.add_argument("--workers", type=int, default=default.workers, metavar="N", help="processes (%(default)s)")
@@ -55,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args: argparse.Namespace) -> int:
     """Run a suite, show its rows as they come, and write them."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of this process and its children: what is compared has as many threads
-    settings = Settings(rounds=args.rounds, workers=args.workers, scale=args.scale)
+    settings = Settings(rounds=args.rounds, workers=args.workers, scale=args.scale, reference=args.reference)
     suite = find_suite(args.suite)
     if args.json and not args.json.absolute().parent.is_dir():
         raise ValueError(f"json={args.json}: no such folder; make it first")
@@ -94,12 +100,17 @@ def print_rows(suite: str, settings: Settings, rows: Sequence[Row]) -> None:
     for name in ("what", "ratio", "ours", "theirs", "unit"):
         table.add_column(name, justify="left" if name in ("what", "unit") else "right")
     for row in rows:
-        table.add_row(row.name, f"{row.ratio:.2f}", f"{row.ours:,.0f}", f"{row.theirs:,.0f}", row.unit)
+        table.add_row(row.name, f"{row.ratio:.2f}", f"{shown(row.ours)}", f"{shown(row.theirs)}", row.unit)
     console = Console()
     console.print(table)
     console.print(
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} (averaged over the last minute, this included)"
     )
+
+
+def shown(amount: float) -> str:
+    """Three digits at least."""
+    return f"{amount:,.0f}" if abs(amount) >= 100 else f"{amount:.3g}"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from itertools import count, cycle, islice
 from pathlib import Path
 from typing import BinaryIO
 
-from tools.side_by_side import ROUNDS, Row, Settings, compared, interleaved
+from tools.benchmarks.side_by_side import ROUNDS, Row, Settings, compared, interleaved
 
 _TARS, _PER_TAR = 128, 1250  # to index: seconds of work, beside which the start of processes is little
 _CLASSES, _PER_CLASS = 10, 600  # to convert, and to hash

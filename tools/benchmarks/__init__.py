@@ -1,0 +1,1 @@
+"""Suites of `tools/benchmark.py`: a module each, with a function `suite(settings)` that yields rows."""
