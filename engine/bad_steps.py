@@ -1,8 +1,9 @@
 """A step whose loss or gradient is no number changes nothing and is written down; too many of them end the run.
 
-ZeRO's optimizers compute the norm of the gradient over all ranks before they step, and skip a step whose norm is not
-finite; at stage 0 nothing does, so it is done here. A loss that is not finite is made to spoil the gradient, on
-the device: one rank's loss reaches the decision of all ranks without being sent or waited for.
+ZeRO's optimizers compute the norm of the gradient over all ranks before they step, read it, and skip a step whose norm
+is not finite; at stage 0 nothing does, so it is done here. That is where a step waits for the device: once it has been
+queued to its end, and nowhere else. A loss that is not finite is made to spoil the gradient, on the device: one rank's
+loss reaches the decision of all ranks without being sent or waited for.
 """
 
 from __future__ import annotations
@@ -37,12 +38,17 @@ class Safeguard:
     def __init__(self, objective: nn.Module, stage: int) -> None:
         """`stage` of ZeRO."""
         self.objective, self.stage = objective, stage
+        # A forward pass changes running statistics. What it changes must be saved, or a resumed run would be another:
+        # so other buffers, which hold constants, need not be remembered.
+        saved = objective.state_dict().keys()
+        self.buffers = [buffer for name, buffer in objective.named_buffers() if name in saved]
+        self.before = [torch.empty_like(buffer) for buffer in self.buffers]
         self.grad_norm: Tensor | float | None = None  # of the last step, before clipping
 
     def begin(self) -> None:
-        """The step begins. A forward pass changes buffers (running statistics): they are remembered."""
+        """The step begins: what a forward pass changes is remembered."""
         self.micro_steps: list[tuple[Tensor, Tensor]] = []  # sample ids [B], loss
-        self.buffers = [(buffer, buffer.clone()) for buffer in self.objective.buffers()]
+        copy_all(self.buffers, self.before)
 
     def watched(self, loss: Tensor, batch: Batch) -> Tensor:
         """The loss of a micro-step, to be differentiated: the same bits, but no gradient is finite where it is not."""
@@ -61,8 +67,7 @@ class Safeguard:
             with nullcontext() if applied else self.without_gradients(model_engine.optimizer):
                 model_engine.step()
         if not applied:
-            for buffer, before in self.buffers:
-                buffer.copy_(before)
+            copy_all(self.before, self.buffers)
         return applied
 
     @contextmanager
@@ -73,6 +78,13 @@ class Safeguard:
             yield
         finally:
             hook.remove()
+
+
+@torch.no_grad()
+def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """The numbers of tensors into others, in few launches."""
+    if sources:
+        torch._foreach_copy_(targets, sources)
 
 
 def step_or_diverge(model_engine) -> None:

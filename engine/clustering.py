@@ -1,7 +1,7 @@
 """k-means of the tokens of each image, the paper's other way of finding groups for token morphing (DTM).
 
 Tokens are points of the unit sphere, as cosine similarity sees them. Pure tensor functions of a batch; like morphing
-they sum by matrix products with the membership, which add in the same order every time.
+they add in the same order every time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.morphing import Groups, membership_of
+from engine.morphing import Groups, group_sizes
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def cluster_tokens(targets: Tensor, num_clusters: int, *, num_iterations: int, k
     centres = points.gather(1, first[..., None].expand(-1, -1, points.shape[-1]))  # [B, G, T]
     groups = nearest_centres(points, centres, torch.ones_like(first, dtype=torch.bool))
     for _ in range(num_iterations - 1):
-        groups = nearest_centres(points, directions(groups.membership @ points), groups.sizes > 0)
+        groups = nearest_centres(points, directions(groups.sums(points)), groups.sizes > 0)
     return groups
 
 
@@ -38,8 +38,7 @@ def nearest_centres(points: Tensor, centres: Tensor, alive: Tensor) -> Groups:
     """
     similarity = (points @ centres.mT).masked_fill(~alive[:, None], -torch.inf)  # [B, N, G]
     labels = similarity.argmax(dim=-1)  # the first maximum
-    membership = membership_of(labels, centres.shape[1], points.dtype)
-    return Groups(labels, membership, membership.sum(dim=2), membership)
+    return Groups(labels, group_sizes(labels, centres.shape[1], points.dtype))
 
 
 def directions(vectors: Tensor) -> Tensor:

@@ -191,8 +191,9 @@ def format_record(record: dict) -> list[str]:
     speed = f"{number(record['images_per_second'], ',.0f')} img/s"
     waiting = f"data {number(record['data_wait'], '.0%')}".replace("%", " %")
     losses = [f"{name} {number(record[name], '.4f')}" for name in loss_names(record)]
+    use = [f"mfu {number(record['mfu'], '.0%')}".replace("%", " %")] if "mfu" in record else []
     rates = [f"lr {number(record['lr'], '.2e')}", f"grad {number(record['grad_norm'], '.3f')}"]
-    return [*losses, speed, waiting, *rates]
+    return [*losses, speed, *use, waiting, *rates]
 
 
 def number(value: float | None, form: str) -> str:
@@ -202,7 +203,7 @@ def number(value: float | None, form: str) -> str:
 
 def loss_names(record: dict) -> list[str]:
     """`loss` and its parts, in the order in which the objective gave them."""
-    other = {"step", "loss_hex", "lr", "grad_norm", "images_per_second", "data_wait"}
+    other = {"step", "loss_hex", "lr", "grad_norm", "images_per_second", "mfu", "data_wait"}
     return [name for name in record if name not in other]
 
 

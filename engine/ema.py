@@ -42,8 +42,10 @@ def update_average(student: nn.Module, average: nn.Module, momentum: float) -> N
 
 
 def move(targets: list[Tensor], sources: list[Tensor], momentum: float) -> None:
-    torch._foreach_lerp_(
-        targets,
-        [source.detach().to(target.dtype) for source, target in zip(sources, targets, strict=True)],
-        1 - momentum,
-    )
+    """Each target by (1 - momentum) of its way to its source, which may have fewer bits: a few launches for all."""
+    sources = [source.detach() for source in sources]
+    if any(source.dtype != target.dtype for source, target in zip(sources, targets, strict=True)):
+        wide = [torch.empty_like(target) for target in targets]
+        torch._foreach_copy_(wide, sources)
+        sources = wide
+    torch._foreach_lerp_(targets, sources, 1 - momentum)

@@ -1,4 +1,8 @@
-"""What is measured of the steps between two records: losses over all ranks, gradient norm, speed, waiting for data."""
+"""What is measured of the steps between two records: losses over all ranks, gradient norm, speed, waiting for data.
+
+MFU, model FLOPs utilisation, is the share of the GPU's peak that the method's own matrix products make up
+(recipes/costs/): what a step must compute, by the time that it took.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,17 @@ from torch import Tensor, nn
 
 from engine.plan import Plan
 from engine.runtime import Runtime
+from recipes.costs.gpus import known_gpu
+from recipes.costs.training import training_cost
+from recipes.schema import Recipe
 
 
 class Meter:
     """Sums of one step's metrics, and the clock since the last record."""
 
-    def __init__(self, plan: Plan, runtime: Runtime) -> None:
+    def __init__(self, plan: Plan, recipe: Recipe, runtime: Runtime) -> None:
         self.plan, self.runtime = plan, runtime
+        self.flops, self.peak = training_cost(recipe).flops, peak_flops(recipe, runtime)
         self.sums: dict[str, Tensor] = {}
 
     def restart(self, done: int) -> None:
@@ -41,18 +49,27 @@ class Meter:
         """A line of metrics.jsonl, and the seconds that a step took. Waits for the device."""
         values = {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
         seconds, steps = time.perf_counter() - self.began, done - self.first
-        grad_norm = values.pop("grad_norm")
+        grad_norm, speed = values.pop("grad_norm"), self.plan.optim.global_batch * steps / seconds
         record = {
             "step": done,
             "loss": values.pop("loss"),
             **values,
             "lr": self.plan.lr(done - 1),
             "grad_norm": grad_norm,
-            "images_per_second": round(self.plan.optim.global_batch * steps / seconds, 1),
+            "images_per_second": round(speed, 1),
+            **({"mfu": round(speed * self.flops / self.peak, 4)} if self.peak else {}),
             "data_wait": round(min(1.0, data_wait / seconds), 4),
         }
         record["loss_hex"] = record["loss"].hex()
         return record, seconds / steps
+
+
+def peak_flops(recipe: Recipe, runtime: Runtime) -> float | None:
+    """FLOP/s of all GPUs of the run together in 16-bit matrix products; None on the CPU, in fp32, for unknown GPUs."""
+    if runtime.device.type != "cuda" or recipe.precision == "fp32":
+        return None
+    gpu = known_gpu(torch.cuda.get_device_name(runtime.device))
+    return gpu and gpu.peak * 1e12 * runtime.world_size
 
 
 def gradient_norm(module: nn.Module) -> Tensor:

@@ -5,9 +5,10 @@ at random, finds for every token of the first set its most similar token of the 
 comes out is a partition of the tokens of each image. Students and targets are then compared group by group, each group
 weighted by its size: equal to giving every token its group's mean and comparing token by token.
 
-Pure tensor functions. Sums over groups are matrix products with the membership, not scattered additions: on a GPU the
-latter add in a random order, and a resumed run would differ from an unbroken one. Shapes depend on (removed,
-num_steps) only, so nothing here waits for the device.
+Only angles between means decide what is merged, so the steps work on the Gram matrix of an image's tokens: merging two
+adds their rows and their columns, and the channels are read once. Shapes shrink from step to step and depend on
+(removed, num_steps); fixed_morphing.py finds the same groups in shapes that do not. Sums over groups are added in a
+fixed order on every device, so a resumed run is an unbroken one; nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -28,9 +29,22 @@ class Groups(NamedTuple):
     """A partition of the N tokens of each image into G groups; only k-means leaves groups empty."""
 
     labels: Tensor  # int64 [B, N], group of every token, 0 ... G - 1
-    membership: Tensor  # [B, G, N] of 0 and 1, in the dtype of the targets
-    sizes: Tensor  # [B, G], tokens of every group, in the same dtype
-    weights: Tensor  # [B, G, N], of each token in its group's mean; a group's add up to its size
+    sizes: Tensor  # [B, G], tokens of every group, in the dtype of the targets
+    shares: Tensor | None = None  # [B, N], weight of a token in its group's mean, in all its size; None: each 1
+
+    @property
+    def membership(self) -> Tensor:
+        """[B, G, N] of 0 and 1, in the dtype of the sizes."""
+        return membership_of(self.labels, self.sizes.shape[1], self.sizes.dtype)
+
+    @property
+    def weights(self) -> Tensor:
+        """[B, G, N], the shares of the members."""
+        return self.membership if self.shares is None else self.membership * self.shares[:, None]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums over the members of every group: [B, N, T] -> [B, G, T]."""
+        return group_sums(values, self.labels, self.sizes.shape[1])
 
 
 # --- how many tokens a step removes ---------------------------------------------------------------------------------
@@ -106,56 +120,82 @@ def group_tokens(
     [B, num_steps, N] of random numbers: the two sets of step i are drawn by keys [:, i]; None: by parity.
     """
     labels = torch.arange(targets.shape[1], device=targets.device).expand(targets.shape[:2])
-    tokens, sizes = targets, targets.new_ones(targets.shape[:2])
-    weights = sizes  # [B, N], of each token in its group's mean, by step
+    gram = targets @ targets.mT  # of sums of tokens by "size", which point where their means do
+    shares = targets.new_ones(targets.shape[:2])
     schedule = step_counts(removed, num_steps, targets.shape[1], counts=counts, protect_first=protect_first)
     for number, count in enumerate(schedule):
         if keys is None:
-            places = merge_places(tokens, count, protect_first)
+            places = merge_places(gram, count, protect_first)
         else:
-            places = shuffled_merge_places(tokens, count, protect_first, keys[:, number, : tokens.shape[1]])
-        step = membership_of(places, tokens.shape[1] - count, tokens.dtype)
-        sums = step @ (tokens * sizes[..., None] if weighting == "size" else tokens)
-        labels, sizes = places.gather(1, labels), (step @ sizes[..., None])[..., 0]
-        totals = sizes if weighting == "size" else step.sum(dim=2)
-        tokens = sums / totals[..., None]
+            places = shuffled_merge_places(gram, count, protect_first, keys[:, number, : gram.shape[1]])
+        num_left = gram.shape[1] - count
+        labels = places.gather(1, labels)
+        gram = group_sums(group_sums(gram, places, num_left).mT, places, num_left)
         if weighting == "step":
-            weights = weights / totals.gather(1, labels)
-    membership = membership_of(labels, tokens.shape[1], targets.dtype)
-    if weighting == "size":
-        return Groups(labels, membership, sizes, membership)
-    return Groups(labels, membership, sizes, membership * (weights * sizes.gather(1, labels))[:, None])
+            totals = group_sizes(places, num_left, gram.dtype)
+            gram = gram / (totals[:, :, None] * totals[:, None, :])
+            shares = shares / totals.gather(1, labels)
+    sizes = group_sizes(labels, gram.shape[1], targets.dtype)
+    return Groups(labels, sizes, shares * sizes.gather(1, labels) if weighting == "step" else None)
 
 
-def merge_places(tokens: Tensor, num_merged: int, protect_first: bool = True) -> Tensor:
-    """Where each of the tokens [B, t, T] goes when `num_merged` of those in even places join one in an odd place.
+def merge_places(gram: Tensor, num_merged: int, protect_first: bool = True) -> Tensor:
+    """Where each of t tokens goes when `num_merged` of those in even places join one in an odd place.
 
-    int64 [B, t] of places 0 ... t - num_merged - 1: the even tokens that stay, in their order, then the odd ones. Of
-    equal similarities the lower place counts as the greater one. The first token stays where it is protected.
+    `gram` [B, t, t] of their scalar products. int64 [B, t] of places 0 ... t - num_merged - 1: the even tokens that
+    stay, in their order, then the odd ones. Of equal similarities the lower place counts as the greater one. The first
+    token stays where it is protected.
     """
-    directions = F.normalize(tokens, dim=-1, eps=torch.finfo(tokens.dtype).tiny)
-    similarity, partner = (directions[:, 0::2] @ directions[:, 1::2].mT).max(dim=-1)  # [B, even]; the first maximum
+    similarity, partner = even_odd_cosines(gram).max(dim=-1)  # [B, even]; the first maximum
     if protect_first:
         similarity[:, 0] = -torch.inf
     merged_ids = similarity.argsort(dim=1, descending=True, stable=True)[:, :num_merged]
     merged = torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, merged_ids, True)
     num_kept = similarity.shape[1] - num_merged
-    places = torch.empty(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+    places = torch.empty(gram.shape[:2], dtype=torch.int64, device=gram.device)
     places[:, 0::2] = torch.where(merged, num_kept + partner, (~merged).cumsum(dim=1) - 1)
-    places[:, 1::2] = torch.arange(num_kept, num_kept + tokens.shape[1] // 2, device=tokens.device)
+    places[:, 1::2] = torch.arange(num_kept, num_kept + gram.shape[1] // 2, device=gram.device)
     return places
 
 
-def shuffled_merge_places(tokens: Tensor, num_merged: int, protect_first: bool, keys: Tensor) -> Tensor:
-    """`merge_places` after the tokens [B, t, T] were put into the order of their `keys` int64 [B, t].
+def even_odd_cosines(gram: Tensor) -> Tensor:
+    """Cosines of the tokens in even places with those in odd ones: [B, t, t] -> [B, even, odd]. Of a zero token: 0."""
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    inverse = squares.rsqrt().masked_fill(squares <= 0, 0)  # of the lengths; below 0 by rounding alone
+    return gram[:, 0::2, 1::2] * inverse[:, 0::2, None] * inverse[:, None, 1::2]
+
+
+def shuffled_merge_places(gram: Tensor, num_merged: int, protect_first: bool, keys: Tensor) -> Tensor:
+    """`merge_places` after the t tokens were put into the order of their `keys` int64 [B, t].
 
     A protected first token keeps its place. The result is by the places before the shuffle: int64 [B, t].
     """
     first = int(protect_first)
     drawn = keys[:, first:].argsort(dim=1, stable=True) + first
     order = torch.cat([torch.zeros_like(keys[:, :first]), drawn], dim=1)  # token of every shuffled place
-    shuffled = tokens.gather(1, order[..., None].expand_as(tokens))
+    shuffled = gram.gather(1, order[:, :, None].expand_as(gram)).gather(2, order[:, None, :].expand_as(gram))
     return torch.empty_like(order).scatter_(1, order, merge_places(shuffled, num_merged, protect_first))
+
+
+# --- sums over groups -----------------------------------------------------------------------------------------------
+
+
+def group_sums(values: Tensor, labels: Tensor, num_groups: int) -> Tensor:
+    """Sums of `values` [B, N, T] by the labels [B, N] of their rows: [B, num_groups, T].
+
+    On the CPU rows are added one after the other. Elsewhere that would be in a random order, so it is a matrix product.
+    """
+    if values.device.type != "cpu":
+        return membership_of(labels, num_groups, values.dtype) @ values
+    rows = labels + num_groups * torch.arange(len(labels))[:, None]
+    sums = values.new_zeros(len(labels) * num_groups, values.shape[-1])
+    return sums.index_add_(0, rows.flatten(), values.flatten(0, 1)).unflatten(0, (len(labels), num_groups))
+
+
+def group_sizes(labels: Tensor, num_groups: int, dtype: torch.dtype) -> Tensor:
+    """Rows of every label [B, N]: [B, num_groups]. Ones add up to the same in any order."""
+    ones = torch.ones(labels.shape, dtype=dtype, device=labels.device)
+    return ones.new_zeros(len(labels), num_groups).scatter_add_(1, labels, ones)
 
 
 def membership_of(labels: Tensor, num_groups: int, dtype: torch.dtype) -> Tensor:
@@ -169,7 +209,8 @@ def membership_of(labels: Tensor, num_groups: int, dtype: torch.dtype) -> Tensor
 
 def morph(tokens: Tensor, groups: Groups) -> Tensor:
     """Means of the groups [B, G, T] of tokens [B, N, T]; of an empty group 0."""
-    return (groups.weights @ tokens) / (groups.sizes[..., None] + SIZE_EPS)
+    weighted = tokens if groups.shares is None else tokens * groups.shares[..., None]
+    return groups.sums(weighted) / (groups.sizes[..., None] + SIZE_EPS)
 
 
 def unmorph(means: Tensor, groups: Groups) -> Tensor:
@@ -195,11 +236,8 @@ def morphed_loss(
     means, target_means = morph(predictions, groups), morph(targets, groups)
     if normalize_target:
         target_means = normalize_channels(target_means)
-    if chosen is None:
-        weight = groups.sizes / groups.labels.shape[1]  # sums to 1 over the groups
-    else:
-        counted = chosen.to(groups.membership.dtype)[..., None]
-        weight = (groups.membership @ counted)[..., 0] / counted.sum(dim=1)
+    counted = groups.sizes if chosen is None else groups.sums(chosen[..., None].to(groups.sizes.dtype))[..., 0]
+    weight = counted / counted.sum(dim=1, keepdim=True)
     return (distance(means, target_means, kind, beta) * weight).sum(dim=1).mean()
 
 

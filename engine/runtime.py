@@ -23,6 +23,7 @@ import torch.distributed as dist
 from engine.launcher_watch import stop_with
 from engine.rendezvous import join_world
 from engine.signals import REQUESTS
+from shards.reading.cores import cores_per_rank
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,6 @@ def start(timeout: float) -> Runtime:
     join_world(backend, device, timedelta(seconds=timeout))
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)  # takes over what is there
     return Runtime(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device)
-
-
-def cores_per_rank(local_world_size: int) -> int:
-    """Cores that this rank may use: those of the process, shared by the ranks of the node."""
-    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
 def import_deepspeed():

@@ -1,4 +1,4 @@
-"""What is said before the first step: what is missing and how to get it, and what exactly will run."""
+"""What is said before the first step and after the last: what is missing, what exactly will run, what is left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
+from engine.checkpoints.folders import complete_checkpoints
 from engine.plan import Plan
 from recipes import registry
 from recipes.methods import Lut
@@ -46,9 +47,10 @@ def is_harmless(path: str) -> bool:
 def may_differ(path: str) -> bool:
     """Whether a recipe field may differ between a run and its continuation.
 
-    A global batch divided otherwise gives the same sums but for rounding, as another number of ranks does.
+    A global batch divided otherwise gives the same sums but for rounding, as another number of ranks does, and so do
+    the kernels of a compiler.
     """
-    return is_harmless(path) or path == "optim.micro_batch"
+    return is_harmless(path) or path in ("optim.micro_batch", "compile")
 
 
 def is_structural(path: str) -> bool:
@@ -160,12 +162,14 @@ def start_lines(
     train: Dataset,
     val: Dataset | None,
     *,
+    compiled: str = "",
     teacher: str = "",
     init: str = "",
 ) -> list[str]:
     """The run in a few lines: sizes, learning rate, precision, data, and every departure from the paper.
 
-    `teacher` is the hash of the weights of DTM's teacher, `init` says what the first weights were taken from.
+    `compiled` says what of the networks is, `teacher` is the hash of the weights of DTM's teacher, `init` says what the
+    first weights were taken from.
     """
     optim, run = recipe.optim, recipe.run
     rule = "given" if optim.lr is not None else f"{optim.blr:g} by the {optim.lr_rule} rule"
@@ -179,6 +183,7 @@ def start_lines(
         f"rate        peak {optim.peak_lr:.4g} ({rule}), warm-up {plan.warmup_steps:,.0f} steps, "
         f"cosine to {optim.min_lr:g}, weight decay {optim.weight_decay:g}",
         f"precision   {recipe.precision}, ZeRO stage {recipe.zero.stage}, seed {run.seed}",
+        *([f"compile     {compiled}"] if compiled else []),
         f"data        {train.folder}: {len(train):,} samples in {len(train.paths):,} shards, {train.fingerprint[:12]}",
         f"k-NN        {val.folder}: {len(val):,} samples" if val else "k-NN        not measured: no data.val",
         *batch_norm_lines(recipe, world_size),
@@ -258,3 +263,13 @@ def departures(name: str, recipe: Recipe) -> list[str]:
         f"{path}={show(new)} (recipe: {show(old)})" for path, (old, new) in changed.items() if not is_harmless(path)
     ]
     return [*recipe.departures, *overrides]
+
+
+def end_lines(folder: Path, checkpoint_folder: Path, memory: int) -> list[str]:
+    """Where the results of a finished run are, and the bytes of memory that it took at most on rank 0."""
+    newest = complete_checkpoints(checkpoint_folder)[0]
+    return [
+        f"memory      {memory / 2**30:.2f} GiB at most on rank 0",
+        f"done        {folder}: metrics.jsonl, {newest.relative_to(folder)}",
+        f'features    timm.create_model("local-dir:{newest / "encoder"}", pretrained=True)',
+    ]

@@ -34,11 +34,11 @@ import torch
 from engine import stopping
 from engine.bad_steps import BadSteps, Safeguard
 from engine.checkpoints.choosing import choose
-from engine.checkpoints.folders import complete_checkpoints
 from engine.checkpoints.keeping import Keeper, SaveError
 from engine.checkpoints.loading import load, needs_universal
 from engine.checkpoints.manifests import written_with
 from engine.checkpoints.progress import gigabytes
+from engine.compiling import compile_note
 from engine.console import Console, replace_text
 from engine.evaluation.monitor import Monitor
 from engine.fault_points import reached
@@ -51,7 +51,7 @@ from engine.plan import make_plan
 from engine.run_folder import claimed, run_folder
 from engine.runtime import Runtime, peak_memory, seed_step, start, stop
 from engine.start_agreement import agree, everywhere, rank_facts
-from engine.start_up import start_lines
+from engine.start_up import end_lines, start_lines
 from engine.weights import export
 from engine.weights.initial import begin_from
 from engine.witness import Witness, witnessed
@@ -70,7 +70,7 @@ class Trainer:
         self.command, self.recipe, self.runtime, self.witness = command, command.recipe, runtime, witness
         self.train_set, self.val_set = everywhere(partial(open_data, self.recipe.data), runtime)
         self.plan = make_plan(self.recipe, len(self.train_set), runtime.world_size)
-        self.meter = Meter(self.plan, runtime)
+        self.meter = Meter(self.plan, self.recipe, runtime)
         self.folder = run_folder(command)
         self.checkpoint_folder = self.folder / "checkpoints"
         self.keeper = Keeper(self.checkpoint_folder, self.recipe.run, runtime, witness.warn)
@@ -252,6 +252,7 @@ class Trainer:
             self.runtime.world_size,
             self.train_set,
             self.val_set,
+            compiled=compile_note(self.recipe, self.runtime.device),
             teacher=self.objective.facts().get("teacher", ""),
             init=self.init,
         )
@@ -284,10 +285,8 @@ class Trainer:
             self.console.say(f"stopped     {signal.Signals(asked).name}; --resume goes on")
             return
         reached("finish")
-        newest = complete_checkpoints(self.checkpoint_folder)[0]
-        self.console.say(f"memory      {peak_memory(self.runtime) / 2**30:.2f} GiB at most on rank 0")
-        self.console.say(f"done        {self.folder}: metrics.jsonl, {newest.relative_to(self.folder)}")
-        self.console.say(f'features    timm.create_model("local-dir:{newest / "encoder"}", pretrained=True)')
+        for line in end_lines(self.folder, self.checkpoint_folder, peak_memory(self.runtime)):
+            self.console.say(line)
 
 
 def train(command: Command, runtime: Runtime) -> Trainer:

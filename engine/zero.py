@@ -5,31 +5,34 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from engine.compiling import compile_blocks
 from engine.params import parameter_groups
 from engine.runtime import import_deepspeed
-from recipes.schema import Recipe
+from recipes.schema import Optim, Recipe
 from shards.draws.order import num_micro_steps
 
 NEVER = 10**9  # steps; DeepSpeed's own prints are replaced by our console
 
 
 def wrap(objective: nn.Module, recipe: Recipe, world_size: int, *, load_universal: bool) -> tuple:
-    """DeepSpeed's engine around `objective` and its optimizer: AdamW with our groups. Collective."""
-    optim = recipe.optim
-    optimizer = torch.optim.AdamW(
-        parameter_groups(objective, optim.weight_decay, objective.no_decay),
-        lr=optim.peak_lr,
-        betas=optim.betas,
-        eps=optim.eps,
-        fused=True,
-    )
+    """DeepSpeed's engine around `objective` and its optimizer: AdamW with our groups. Collective.
+
+    Blocks are compiled as recipe.compile says.
+    """
+    optimizer = fused_adamw(parameter_groups(objective, recipe.optim.weight_decay, objective.no_decay), recipe.optim)
     model_engine, optimizer, *_ = import_deepspeed().initialize(
         model=objective,
         optimizer=optimizer,
         config=deepspeed_config(recipe, world_size, load_universal=load_universal),
         dist_init_required=False,
     )
+    compile_blocks(objective, recipe)
     return model_engine, optimizer
+
+
+def fused_adamw(groups: list[dict], optim: Optim) -> torch.optim.AdamW:
+    """AdamW in one launch per group of tensors; ZeRO calls it with its own flat partitions."""
+    return torch.optim.AdamW(groups, lr=optim.peak_lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def deepspeed_config(recipe: Recipe, world_size: int, *, load_universal: bool = False) -> dict:

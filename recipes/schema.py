@@ -108,6 +108,7 @@ class Recipe:
     teacher: str = ""  # DTM: file of CLIP's weights, folder of a run of ours, timm:NAME, or pixels
     init: str = ""  # weights to start from: a run of ours, an imported folder, or a released checkpoint; empty: random
     precision: Precision = "bf16"  # bf16: autocast over fp32 parameters; bf16_params, fp16: 16-bit parameters
+    compile: Literal["auto", "off", "blocks"] = "auto"  # torch.compile of every transformer block; auto: on a GPU
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: Run = field(default_factory=Run)
     departures: tuple[str, ...] = ()

@@ -15,9 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine import fault_points
-from engine.command_line import parse_command
 from engine.runtime import start, stop
 from engine.train import Trainer, train
+from tests.rank_worker import arguments, command
 
 UPDATE = Trainer.optimizer_step
 
@@ -44,16 +44,12 @@ def prepare(fault: str) -> None:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    split = arguments.index("--")
-    folder, *runs = arguments[:split]
+    folder, runs, common = arguments()
     runtime = start(timeout=300)
     for run in runs:
         name, fault, own = run.split(":")
-        overrides = [override for override in own.split(",") if override]
-        command = parse_command([*arguments[split + 1 :], f"run.out={folder}/{name}", *overrides])
         prepare(fault)
-        train(command, runtime).model_engine.destroy()
+        train(command(folder, name, own, common), runtime).model_engine.destroy()
     stop()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.analyses.attention import attention_maps
 from engine.lars import Lars
-from engine.masks import RandomMask, random_mask
+from engine.masks import RandomMask, gather_tokens, random_mask
 from engine.models.classifier import build_classifier
 from engine.models.patches import patchify, unpatchify
 from engine.models.positions import sincos_positions
@@ -131,7 +131,8 @@ def check_reconstruction(
     golden: Golden, objective: MaskedAutoencoder, images: Tensor, pred: Tensor, mask: Tensor, view: str
 ) -> None:
     golden.close("pred", pred)
-    golden.close("mae_loss", objective.reconstruction_loss(images, pred, mask))
+    ids = mask.nonzero()[:, 1].unflatten(0, (len(mask), -1))
+    golden.close("mae_loss", objective.reconstruction_loss(images, gather_tokens(pred, ids), ids))
     patches = patchify(images, objective.patch_size)
     golden.same(f"patchified{view}", patches)
     assert torch.equal(unpatchify(patches, objective.patch_size), images)

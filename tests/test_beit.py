@@ -18,6 +18,7 @@ from engine.weights.export import write_encoder
 from recipes import registry
 from recipes.overrides import apply_overrides
 from recipes.schema import Model
+from tools.benchmarks.operators import operators
 
 # isort: split
 import timm
@@ -57,6 +58,31 @@ def test_positions_are_timms(kinds, init_values):
     token, nothing = torch.ones(1, 1, 32), torch.zeros(2, 16, dtype=torch.bool)
     torch.testing.assert_close(encoder(images()), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(encoder(images(), nothing, token), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=NAMES)
+def test_gradients_are_timms(kinds):
+    """Of every weight, tables that are looked up together included."""
+    encoder = encoder_with(kinds)
+    plain = timm.create_model("beit_base_patch16_224", **beit_arguments(replace(TINY, **kinds), 32)).eval()
+    plain.load_state_dict(encoder.state_dict(), strict=True)
+    encoder(images()).square().sum().backward()
+    plain.forward_features(images()).square().sum().backward()
+    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for name, parameter in encoder.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_biases_are_looked_up_once_and_lie_as_fused_kernels_read_them():
+    """17 tokens: rows of 24 numbers of which 17 are used, for all blocks, in the dtype of the products."""
+    encoder = encoder_with(dict.fromkeys(SWITCHES, True))
+    count = operators(lambda: encoder(images()))
+    assert count.names["aten.index"] == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        biases = encoder.position_biases(torch.device("cpu"), torch.float32)
+    for bias in biases:
+        assert bias.shape == (1, 4, 17, 17) and bias.dtype == torch.bfloat16
+        assert bias.stride()[1:] == (17 * 24, 24, 1) and bias.storage_offset() % 8 == 0
 
 
 @pytest.mark.parametrize("kinds", KINDS, ids=NAMES)

@@ -17,6 +17,7 @@ from shards.making.cluster import convert_on_cluster
 from shards.making.conversion import ConversionFailed, convert
 from shards.making.planning import Options, Plan, make_plan
 from shards.sources.class_folders import list_class_folders
+from tests.folders import contents
 from tests.images import make_class_folders
 from tools.make_shards import main
 
@@ -39,10 +40,6 @@ def wanted(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as running:
         yield running
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def kill_once_begun(out: Path, numbers: list[int]) -> threading.Thread:

@@ -28,16 +28,13 @@ from shards.sources import class_folders
 from shards.sources.class_folders import list_class_folders
 from shards.sources.listing import Entry
 from tests.corpus_bytes import ADOBE, put, without_segment
+from tests.folders import contents
 from tests.images import encode, jpeg_bytes, make_class_folders, smooth_picture
 from tools.make_shards import main
 
 
 def plan_of(source: Path, **options: object) -> Plan:
     return make_plan(list_class_folders(source), Options(**{"samples_per_shard": 4, **options}))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def quarantine(folder: Path) -> dict[str, str]:

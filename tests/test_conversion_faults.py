@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.folders import contents
 from tests.images import jpeg_bytes, make_class_folders
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +31,6 @@ def converted(source: Path, out: Path, *options: str, **environment: str) -> sub
     return subprocess.run(
         command(source, out, *options), cwd="/", capture_output=True, text=True, env={**os.environ, **environment}
     )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from PIL import Image
 from tars import make_dataset
 
 from recipes.schema import Data
+from shards.augment import resizing
 from shards.augment.views import VIEWS, find_view
 from shards.dataset import Dataset
 from shards.reading.loader import EvaluationLoader
@@ -92,6 +93,42 @@ def test_graph_agrees_with_pil(both: tuple[np.ndarray, np.ndarray]) -> None:
     found = dict(zip(IMAGES, difference.tolist(), strict=True))
     assert {name: value for name, value in found.items() if value > limits[name]} == {}
     assert np.mean(difference) < 0.35
+
+
+@pytest.mark.parametrize("case", ["mae", "lut", "evaluate"])
+def test_the_resize_of_a_gpu_agrees_with_pil(case: str, varied: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph as a GPU has it, by DALI's own resize, run with DALI's CPU operators; limits as above."""
+    monkeypatch.setattr(resizing, "by_dali", lambda images: True)
+    monkeypatch.setattr(resizing, "resize", None)  # nobody calls it
+    (view, data), ids = CASES[case], np.arange(len(varied))
+    with EvaluationLoader(varied, ids, data=data, batch=18, device=torch.device("cpu"), view=view) as loader:
+        (batch,) = loader
+    expected = VIEWS[view].referenced(varied, data, 0, 0, ids)[0]
+    difference = np.abs(batch.views[0].numpy() - expected).mean((1, 2, 3)) * 255 * np.mean(DATA.std)
+    limits = np.array([1.2 if name == "flat" else 0.6 for name in IMAGES])
+    assert (difference <= limits).all(), dict(zip(IMAGES, difference.round(2), strict=True))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (256, 341), (700, 90), (1, 1), (3, 500)])
+def test_torch_resizes_as_pil(size: tuple[int, int]) -> None:
+    """To two levels, and that seldom: both are 8-bit arithmetic with the same filter."""
+    for seed, (width, height) in enumerate([(500, 375), (90, 240), (1, 1), (2, 300), (224, 224)]):
+        image = np.array(picture(seed, width, height))
+        expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+        difference = np.abs(resizing.resize(image, size).astype(int) - expected)
+        assert difference.max() <= 2 and difference.mean() < 0.25, (width, height, difference.max(), difference.mean())
+
+
+def test_both_ways_to_a_crop_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut out of the whole, or computed alone for an image that is too long; a wrong place would be far off."""
+    image, whole, size, corner = np.array(picture(0, 500, 375)), (375, 500), (256, 341), (16, 58)
+    cut = resizing.resize_crop(image, whole, size, corner, 224)
+    monkeypatch.setattr(resizing, "_LONGEST", 0)
+    monkeypatch.setattr(resizing, "resize", None)
+    alone = resizing.resize_crop(image, whole, size, corner, 224)
+    assert cut.shape == alone.shape == (224, 224, 3) and np.abs(cut.astype(int) - alone).max() <= 2
+    beside = resizing.resize_crop(image, whole, size, (17, 60), 224)
+    assert np.abs(beside.astype(int) - alone).max() > 5
 
 
 def test_images_differ_from_each_other(both: tuple[np.ndarray, np.ndarray]) -> None:

@@ -22,6 +22,7 @@ from shards.layout import DataError, MissingData, Rejection, parse_manifest
 from shards.making.conversion import convert
 from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
+from tests.folders import contents
 from tests.foreign_sets import patched
 from tests.images import make_class_folders
 
@@ -45,7 +46,7 @@ def shards(source: Path, tmp_path: Path, made: dict[str, bytes]) -> Path:
 def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("made")
     convert(make_plan(list_class_folders(source), Options(samples_per_shard=4)), folder, num_workers=1)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return contents(folder)
 
 
 # --- our index ---

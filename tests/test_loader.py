@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from shards.augment.views import VIEWS
 from shards.dataset import Dataset
 from shards.draws.augmentations import mask_noise
 from shards.draws.block_masks import BlockMasks
-from shards.draws.masks import MaskDraws
+from shards.draws.masks import NO_MASK, MaskDraws
 from shards.draws.order import GlobalOrder
 from shards.layout import DataError
+from shards.reading import cores, loader
 from shards.reading.loader import Batch, EvaluationLoader, TrainLoader
 from shards.reading.sample_check import UndecodableSample
 from shards.reading.segments import MicroBatch, cut_segments, pair_budget, run_starts, write_segment
@@ -282,3 +284,55 @@ def test_image_of_another_size_than_indexed_is_named(dataset: Dataset) -> None:
     with train(dataclasses.replace(dataset, height=height)) as loader:
         with pytest.raises(UndecodableSample, match=r"00020 \(id 20\): 40 x 50 pixels where the index says 4000 x 50"):
             list(loader)
+
+
+@pytest.mark.parametrize(
+    ("own", "node", "ranks", "expected"),
+    [
+        (128, 128, 8, 16),  # nobody is bound
+        (16, 128, 8, 16),  # every rank has cores of its own
+        (64, 128, 8, 16),  # four ranks share a processor
+        (14, 128, 8, 14),  # bound to fewer
+        (2, 2, 8, 1),
+        (7, 7, 2, 3),
+    ],
+)
+def test_ranks_share_the_cores_of_their_node(own: int, node: int, ranks: int, expected: int) -> None:
+    assert cores.share(own, node, ranks) == expected
+
+
+def test_a_gpu_leaves_cores_to_torch() -> None:
+    assert [cores.decoding_threads(number, gpu=True) for number in (1, 2, 3, 16)] == [1, 1, 1, 14]
+    assert [cores.decoding_threads(number, gpu=False) for number in (1, 2, 16)] == [1, 2, 16]
+
+
+def test_cores_of_the_node_are_the_launchers_within_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher, the parent, has cores 0 to 7, this process is bound to 2 and 3."""
+    bound = {0: {2, 3}, os.getppid(): set(range(8))}
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda process: bound[process])
+    assert cores.node_cores({}) == 8
+    assert cores.node_cores({"SLURM_CPUS_ON_NODE": "6"}) == 6  # slurmstepd runs outside the job
+    assert [cores.node_cores({"SLURM_CPUS_ON_NODE": text}) for text in ("", "0", "12", "two")] == [8] * 4
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    assert [cores.cores_per_rank(ranks) for ranks in (1, 2, 4, 8, 16)] == [2, 2, 2, 1, 1]
+    bound[os.getppid()] = {2, 3}
+    assert [cores.cores_per_rank(ranks) for ranks in (1, 2, 4)] == [2, 1, 1]
+
+    def gone(process: int) -> set[int]:
+        if process:
+            raise ProcessLookupError
+        return {2, 3}
+
+    monkeypatch.setattr(cores.os, "sched_getaffinity", gone)
+    assert cores.node_cores({}) == 2
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(0, 5), (3, 3)])
+def test_threads_are_the_share_unless_given(
+    dataset: Dataset, threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(loader, "cores_per_rank", lambda ranks: asked.append(ranks) or 5)
+    data = dataclasses.replace(DATA, threads=threads)
+    feed = loader._feed(dataset, "evaluate", data, 0, torch.device("cpu"), 4, masks=NO_MASK)
+    assert feed.num_threads == expected and asked == [4] * (not threads)

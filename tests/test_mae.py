@@ -13,10 +13,10 @@ from golden_weights import place_whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.masks import random_mask
+from engine.masks import gather_tokens, random_mask
 from engine.models.patches import patchify
 from engine.models.positions import sincos_positions
-from engine.objectives.mae import MaskedAutoencoder
+from engine.objectives.mae import MaskedAutoencoder, masked_ids
 from recipes.methods import Mae
 from recipes.schema import Data, Model
 
@@ -55,7 +55,19 @@ def test_loss_without_pixel_normalisation():
     pred, masking = objective.reconstruct(images, noise)
     error = ((pred - patchify(images, 8)) ** 2).mean(-1)
     expected = error[masking.mask].mean()
-    torch.testing.assert_close(objective.reconstruction_loss(images, pred, masking.mask), expected)
+    torch.testing.assert_close(objective(SimpleNamespace(views=(images,), noise=noise), 0)["loss"], expected)
+
+
+def test_masked_patches_are_predicted_alone():
+    """The same predictions as those of all patches, in the order of their places in the shuffled sequence."""
+    torch.manual_seed(0)
+    objective = MaskedAutoencoder(TINY_MAE, TINY, 32)
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    every, masking = objective.reconstruct(images, noise)
+    masked, _ = objective.reconstruct(images, noise, masked_only=True)
+    ids = masked_ids(masking)
+    assert torch.equal(ids, noise.argsort(1)[:, 4:]) and masked.shape[:2] == (2, 12)
+    torch.testing.assert_close(masked, gather_tokens(every, ids))
 
 
 # Every field of Mae and another value of it.

@@ -10,6 +10,8 @@ from torch import Tensor
 from engine.morphing import (
     Groups,
     distance,
+    group_sizes,
+    group_sums,
     group_tokens,
     membership_of,
     merge_places,
@@ -77,6 +79,23 @@ def test_images_do_not_depend_on_each_other():
         assert (group_tokens(targets[row : row + 1], 30, 4).labels == together[row]).all()
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 2**31), precisions)
+def test_sums_are_products_with_the_membership(num_rows, num_groups, seed, dtype):
+    """Added row by row on the CPU, as one product elsewhere: the same, with gradients, and the same bits each time."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, num_groups, (3, num_rows), generator=generator)
+    values = torch.randn(3, num_rows, 4, generator=generator).to(dtype).requires_grad_()
+    factors = torch.randn(3, num_groups, 4, generator=generator).to(dtype)
+    sums, membership = group_sums(values, labels, num_groups), membership_of(labels, num_groups, dtype)
+    torch.testing.assert_close(sums, membership @ values)
+    (gradient,) = torch.autograd.grad(sums, values, factors)
+    torch.testing.assert_close(gradient, membership.mT @ factors)
+    assert torch.equal(group_sums(values, labels, num_groups), sums)
+    assert torch.equal(group_sizes(labels, num_groups, dtype), membership.sum(dim=2))
+    assert group_sums(values.detach().to("meta"), labels.to("meta"), num_groups).shape == sums.shape
+
+
 def test_the_length_of_a_token_does_not_matter_for_one_step():
     targets = torch.randn(2, 20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     scaled = targets * torch.tensor([2.0, 0.5]).repeat(10)[:, None]  # powers of two: exact
@@ -85,10 +104,10 @@ def test_the_length_of_a_token_does_not_matter_for_one_step():
 
 def test_ties_go_to_the_lower_place():
     """All tokens alike: the first even tokens after token 0 join the first odd one."""
-    places = merge_places(torch.ones(2, 8, 3), 2)
+    places = merge_places(torch.ones(2, 8, 8), 2)
     kept, odd = [0, 1], [2, 3, 4, 5]  # of the even places 0 2 4 6, places 2 and 4 are merged
     assert places.tolist() == [[kept[0], odd[0], odd[0], odd[1], odd[0], odd[2], kept[1], odd[3]]] * 2
-    long = merge_places(torch.ones(1, 196, 3), 40)[0]  # long enough for an unstable sort to show
+    long = merge_places(torch.ones(1, 196, 196), 40)[0]  # long enough for an unstable sort to show
     assert (long[2:81:2] == 58).all() and (long[82::2] == torch.arange(1, 58)).all() and long[0] == 0
 
 

@@ -21,6 +21,7 @@ from recipes.schema import Data
 from shards import remote
 from shards.dataset import open_dataset
 from shards.layout import MANIFEST, DataError, MissingData
+from tests.folders import contents
 
 TRIES = 3
 
@@ -71,10 +72,6 @@ def fetch(place: str, cache: Path, **changes) -> Path:
     said: list[str] = changes.pop("said", [])
     options = {"setting": "data.train", "tries": TRIES, "say": said.append, "pause": 0.01} | changes
     return remote.fetch(place, cache, **options)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 TAR, INDEX = "shard-000001.tar", "shard-000002.npz"

@@ -15,6 +15,7 @@ from shards.layout import MissingData
 from shards.making.conversion import convert
 from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
+from tests.folders import contents
 from tests.images import make_class_folders
 from tools.verify_shards import main
 
@@ -45,10 +46,6 @@ def shards(made: dict[str, bytes], tmp_path: Path) -> Path:
     for name, data in made.items():
         (folder / name).write_bytes(data)
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def flipped(data: bytes, at: int) -> bytes:

@@ -17,13 +17,14 @@ MAY_IMPORT = {
     "tools": {"tools", "engine", "shards", "recipes"},
 }
 # Inside engine: pure mathematics, networks, objectives, then what uses them; the systems side knows no method.
-MATHEMATICS = {"engine.clustering", "engine.masks", "engine.morphing", "engine.schedules"}
+MATHEMATICS = {"engine.clustering", "engine.fixed_morphing", "engine.masks", "engine.morphing", "engine.schedules"}
 METHODS = ("engine.objectives", "engine.models", "engine.masks")
 SYSTEMS = {
     "engine.agreement",
     "engine.runtime",
     "engine.signals",
     "engine.launcher_watch",
+    "engine.compiling",
     "engine.zero",
     "engine.console",
     "engine.params",

@@ -17,6 +17,7 @@ from shards.layout import MissingData
 from shards.making.conversion import convert
 from shards.making.planning import Options, make_plan
 from shards.sources.class_folders import list_class_folders
+from tests.folders import contents
 from tests.foreign_sets import patched
 from tests.images import make_class_folders
 from tools.verify_shards import main
@@ -31,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     (source / "n00000000" / "bad.JPEG").write_bytes(b"<html>")
     plan = make_plan(list_class_folders(source), Options(samples_per_shard=3))
     convert(plan, folder, num_workers=1, max_bad_fraction=0.2)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return contents(folder)
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ def test_repair_by_deleting_what_is_named(made, shards, tmp_path_factory):
         (shards / verify(shards)[0].file).unlink()
         plan = make_plan(list_class_folders(source), Options(samples_per_shard=3))
         convert(plan, shards, num_workers=1, max_bad_fraction=0.2)
-        assert {path.name: path.read_bytes() for path in shards.iterdir()} == made
+        assert contents(shards) == made
 
 
 def test_nothing_to_verify(tmp_path):

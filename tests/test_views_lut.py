@@ -192,6 +192,15 @@ def test_a_shared_crop_is_cut_once(dataset: Dataset, shared: bool, cuts: int, mo
     assert len(made) == cuts  # one segment, so one graph
 
 
+def test_both_views_come_of_one_decoding_and_one_resize(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    resized, decoded = graphs.resized, graphs.fn.decoders.image
+    monkeypatch.setattr(graphs, "resized", lambda *arguments: made.append("resize") or resized(*arguments))
+    monkeypatch.setattr(graphs.fn.decoders, "image", lambda *a, **k: made.append("decode") or decoded(*a, **k))
+    served(dataset, LUT, len(dataset))
+    assert made == ["decode", "resize"]
+
+
 def test_simple_crop_of_a_square_without_padding_is_the_whole_image(tmp_path: Path) -> None:
     """What a random resized crop practically never is; for MAE's view and LUT's first."""
     encoded = [encode(Image.fromarray(image), "PNG") for image in pictures(6, 64)]

@@ -1,7 +1,15 @@
 """Ours against what people would use instead, in one interleaved run: medians, and ratios above 1 where ours is faster.
 
 Absolute numbers are of this machine; give it rest before you believe them. Suites:
-  data   indexing, conversion and verification of shards, against wds2idx, tar with one decoding, and sha256sum
+  data      indexing, conversion and verification of shards, against wds2idx, tar with one decoding, and sha256sum
+  loader    images per second of processor time, against a torch DataLoader with PIL, webdataset, torchvision, SPDL
+  morph     token morphing: matching, grouping, loss and backward; memory; agreement of the two forms
+  ema       the moving average of LUT's ViT-B
+  masks     block-wise and random masks
+  lut_step  a whole step of LUT (ViT-S, batch 8, fp32): dispatched operators, images per CPU second
+  dtm_step  the same of DTM
+  startup   --list and --help, against `import torch`
+  gpu       pre-training on a GPU: speed by batch, share of its peak, stall, memory, parts, without each optimisation
 """
 
 from __future__ import annotations
@@ -23,7 +31,9 @@ from engine.shell import run
 from tools.benchmarks.side_by_side import ROUNDS, Row, Settings
 
 # A suite is imported when it is asked for.
-SUITES = {"data": "tools.benchmarks.data"}
+SUITES = {name: f"tools.benchmarks.{name}" for name in (
+    "data", "loader", "morph", "ema", "masks", "lut_step", "dtm_step", "startup", "gpu"
+)}  # fmt: skip
 EPILOG = """examples:
   python tools/benchmark.py data
   python tools/benchmark.py data --json data.json --rounds 7 --workers 4
@@ -48,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="that count (%(default)s)")
     result.add_argument("--workers", type=int, default=default.workers, metavar="N", help="processes (%(default)s)")
     result.add_argument("--scale", type=float, default=1.0, metavar="F", help="of the sets it makes (%(default)s)")
+    result.add_argument("--recipes", default="", metavar="A,B", help="gpu: these only")
+    result.add_argument("--rehearse", action="store_true", help="gpu: tiny models on the CPU, to see whether it runs")
     result.add_argument("--debug", action="store_true", help="show tracebacks")
     return result
 
@@ -61,14 +73,23 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args: argparse.Namespace) -> int:
     """Run a suite, show its rows as they come, and write them."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of this process and its children: what is compared has as many threads
-    settings = Settings(rounds=args.rounds, workers=args.workers, scale=args.scale, reference=args.reference)
+    settings = Settings(
+        rounds=args.rounds,
+        workers=args.workers,
+        scale=args.scale,
+        reference=args.reference,
+        recipes=tuple(name for name in args.recipes.split(",") if name),
+        rehearse=args.rehearse,
+    )
     suite = find_suite(args.suite)
     if args.json and not args.json.absolute().parent.is_dir():
         raise ValueError(f"json={args.json}: no such folder; make it first")
-    rows = list(watched(suite(settings)))
+    rows: list[Row] = []
+    for row in watched(suite(settings)):
+        rows.append(row)
+        if args.json:  # anew after every row: what was measured before an end stays
+            args.json.write_text(json.dumps({"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     print_rows(args.suite, settings, rows)
-    if args.json:
-        args.json.write_text(json.dumps({"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     return 0
 
 

@@ -7,15 +7,12 @@ crash of the driver leaves what was measured before it.
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import os
 import platform
 import resource
 import shutil
 import sys
 import tempfile
-from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -28,6 +25,7 @@ from engine import shell
 from tools.doctor import DALI, version_of
 from tools.findings import Findings
 from tools.image_checks import Comparison
+from tools.trainings import free_memory, train_here
 
 EXAMPLE = """example:
   python tools/gpu_check.py --out gpu_check.json
@@ -162,32 +160,10 @@ class Check:
     def recipe_name(self, method: str) -> str:
         return f"vit_ti_{method}_demo" if self.small else f"vit_b_{method}"
 
-    def train(
-        self, name: str, recipe, *, synthetic: bool = False, saves: bool = False, resume: str | None = None
-    ) -> list[dict]:
-        """Train in this process, without checkpoints unless it `saves`; the lines of metrics.jsonl."""
-        from engine.command_line import Command
-        from engine.run_folder import claimed
-        from engine.train import Trainer
-        from engine.witness import witnessed
-
-        folder, method = self.folder / name, type(recipe.objective).__name__.lower()
-        recipe = replace(recipe, run=replace(recipe.run, out=str(folder)))
-        command = Command(self.recipe_name(method), recipe, resume, False, False)
-        with claimed(folder, self.runtime), witnessed(folder, self.runtime, recipe.run.timeout) as witness:
-            trainer = Trainer(command, self.runtime, witness)
-            if synthetic:
-                make_loader = trainer.make_loader
-                trainer.make_loader = lambda: RepeatedBatch(make_loader())
-            if not saves:
-                trainer.save, trainer.finish = lambda done, last: True, lambda asked: None
-            try:
-                trainer.fit()
-            finally:
-                trainer.model_engine.destroy()
-                del trainer
-                free_memory()
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    def train(self, name: str, recipe, **options) -> list[dict]:
+        """The lines of metrics.jsonl of a training into the folder `name`; `options` are those of `train_here`."""
+        method = type(recipe.objective).__name__.lower()
+        return train_here(self.recipe_name(method), recipe, self.folder / name, self.runtime, **options)
 
     def trainings(self) -> None:
         """training every method, from one batch on the device and from DALI"""
@@ -242,20 +218,6 @@ class Check:
         self.add(f"{method}: resumed losses bitwise equal", f"{sum(equal)} of {len(equal)}", "steps", all(equal))
 
 
-class RepeatedBatch:
-    """A loader that serves its first batch for ever: what training costs without data."""
-
-    def __init__(self, loader) -> None:
-        self.batch, self.data_wait = loader.next_batch(), 0.0
-        loader.close()
-
-    def next_batch(self):
-        return self.batch
-
-    def close(self) -> None:
-        pass
-
-
 def versions() -> dict[str, str]:
     """Of what matters, without importing it: DeepSpeed is to be imported by `start`."""
     import torch
@@ -273,14 +235,6 @@ def memory_in_use(device) -> int:
         free, total = torch.cuda.mem_get_info()
         return total - free
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def free_memory() -> None:
-    """What a training leaves goes now, not when the next one is short of memory."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

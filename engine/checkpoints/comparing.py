@@ -49,6 +49,9 @@ def other_circumstances(manifest: dict, facts: dict) -> list[str]:
     micro_was, micro_now = (record["recipe"].get("optim.micro_batch") for record in (manifest, facts))
     if micro_was != micro_now and was == now:
         lines.append(f"elastic     saved with micro-batch {micro_was}, now {micro_now}: equal to rounding, not bitwise")
+    compile_was, compile_now = (record["recipe"].get("compile", "off") for record in (manifest, facts))
+    if compile_was != compile_now:
+        lines.append(f"compile     was {compile_was}, now {compile_now}: equal to rounding, not bitwise")
     versions = (manifest.get("versions", {}), facts["versions"])
     other = [
         f"{name} {versions[0].get(name)} -> {version}"

@@ -21,7 +21,7 @@ NORM_EPS = 1e-6
 
 
 class Decoder(nn.Module):
-    """[B, 1 + K, width] visible tokens in shuffled order -> [B, N, num_values] in the order of the image.
+    """[B, 1 + K, width] visible tokens in shuffled order -> num_values numbers per patch.
 
     MAE, section 3, "MAE decoder"; the class token goes through and is dropped at the end.
     """
@@ -51,17 +51,21 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=TOKEN_STD)
 
     def forward(
-        self, tokens: Tensor, ids_restore: Tensor, *, with_tokens: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """As above; `with_tokens`: beside it the tokens [B, N, embed_dim] that the last layer predicts from."""
+        self, tokens: Tensor, ids_restore: Tensor, ids: Tensor | None = None, *, predict: bool = True
+    ) -> Tensor:
+        """Predictions [B, N, num_values] in the order of the image, or of its patches `ids` [B, M] alone.
+
+        Without `predict` the tokens [B, N or M, embed_dim] that the last layer, `pred`, would predict from.
+        """
         x = self.embed(tokens)
         cls, visible = x[:, :1], x[:, 1:]
         num_masked = ids_restore.shape[1] - visible.shape[1]
         masked = self.mask_token.to(x.dtype).expand(len(x), num_masked, -1)
         x = gather_tokens(torch.cat([visible, masked], dim=1), ids_restore)
         x = torch.cat([cls, x], dim=1) + self.pos_embed.to(x.dtype)
-        x = self.norm(self.blocks(x))[:, 1:]
-        return (self.pred(x), x) if with_tokens else self.pred(x)
+        x = self.blocks(x)[:, 1:]
+        x = self.norm(x if ids is None else gather_tokens(x, ids))
+        return self.pred(x) if predict else x
 
 
 def build_decoder(settings: Mae | MaeDtm, model: Model, image_size: int, num_values: int) -> Decoder:

@@ -10,6 +10,7 @@ from engine.masks import gather_tokens
 from engine.models import vision_library  # noqa: F401  timm imports only after it
 from engine.models.initialization import TOKEN_STD, initialize
 from engine.models.positions import sincos_positions
+from engine.models.stochastic_depth import with_tensor_rates
 from recipes.schema import Model
 
 # isort: split
@@ -33,6 +34,7 @@ class MaskedVisionTransformer(VisionTransformer):
     def __init__(self, model: Model, image_size: int) -> None:
         super().__init__(**timm_arguments(model, image_size), drop_path_rate=model.drop_path)
         self.patch_size = model.patch_size
+        with_tensor_rates(self.blocks)
         self.patch_embed.proj = PatchProjection(3, model.embed_dim, model.patch_size, model.patch_size)
         self.apply(initialize)
         nn.init.normal_(self.cls_token, std=TOKEN_STD)
@@ -51,7 +53,10 @@ class MaskedVisionTransformer(VisionTransformer):
 
 def cut_patches(images: Tensor, patch_size: int) -> Tensor:
     """[B, 3, S, S] -> [B, N, 3 p p] with the channel slowest, the order of a convolution's weight."""
-    return F.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)  # one copy; unfold: one per image
 
 
 def timm_arguments(model: Model, image_size: int) -> dict:

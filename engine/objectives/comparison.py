@@ -2,6 +2,10 @@
 
 The groups come from the teacher's tokens; how many tokens they merge and in how many steps is drawn anew for every 128
 images of every step (arXiv 2401.00254).
+
+There are two ways to the same groups: block by block in shapes that the draw decides (morphing.py), and all images at
+once in shapes that it does not (fixed_morphing.py), which a GPU gets where the settings have it. Draws are made on the
+host and copied to the device without waiting for it.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import torch
 from torch import Tensor
 
 from engine.clustering import cluster_tokens
-from engine.morphing import Groups, group_tokens, morphed_loss
+from engine.fixed_morphing import fixed_comparison, join_step, padded_counts
+from engine.morphing import Groups, group_tokens, morphed_loss, step_counts
 from engine.objectives.contract import Objective
 from engine.teachers import Teacher
 from recipes.methods.morphing import Morphing
@@ -30,9 +35,12 @@ class Draw(NamedTuple):
 class MorphedComparison(Objective):
     """A subclass adds the student, calls `compare` with what it predicts, and sets what every objective must."""
 
+    fixed_shapes: bool | None = None  # which way to the groups; None: by device and settings
+
     def __init__(self, settings: Morphing, *, teacher: Teacher, seed: int) -> None:
         super().__init__()
         self.settings, self.seed = settings, seed
+        self.join_step = join_step  # of fixed shapes; to be exchanged for what a compiler makes of it
         self.keep_outside("teacher", teacher, moves=False)
 
     @property
@@ -52,24 +60,73 @@ class MorphedComparison(Objective):
         objective.loss_on is not all. The number of groups counts the clusters that k-means emptied.
         """
         dtype = torch.promote_types(predictions.dtype, torch.float32)
-        blocks = positions // self.settings.images_per_draw
-        numbers, counts = (values.tolist() for values in blocks.unique_consecutive(return_counts=True))
-        chosen = self.chosen_tokens(mask)
-        loss, num_groups = torch.zeros((), dtype=dtype, device=predictions.device), 0.0
+        compare = self.compare_at_once if self.in_fixed_shapes(targets.device) else self.compare_blocks
         with torch.autocast(predictions.device.type, enabled=False):
-            parts = predictions.to(dtype).split(counts), targets.to(dtype).split(counts), positions.split(counts)
-            chosen_parts = [None] * len(counts) if chosen is None else chosen.split(counts)
-            for block, count, *part in zip(numbers, counts, *parts, chosen_parts, strict=True):
-                block_loss, block_groups = self.compare_block(*part, block=block, step=step)
-                loss = loss + block_loss * (count / len(blocks))
-                num_groups += block_groups * (count / len(blocks))
-        return {"loss": loss, "groups": torch.full_like(loss, num_groups, requires_grad=False)}
+            loss, num_groups = compare(
+                predictions.to(dtype), targets.to(dtype), positions, self.chosen_tokens(mask), step
+            )
+        return {"loss": loss, "groups": num_groups}
+
+    def in_fixed_shapes(self, device: torch.device) -> bool:
+        """Whether groups are found in shapes that do not depend on the draw; ValueError where they must but cannot."""
+        settings = self.settings
+        possible = (settings.morphing, settings.split, settings.weighting) == ("bipartite", "parity", "size")
+        if self.fixed_shapes and not possible:
+            raise ValueError("fixed_shapes=true: needs morphing=bipartite, split=parity and weighting=size")
+        return possible and device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes
 
     def chosen_tokens(self, mask: Tensor | None) -> Tensor | None:
         """Which tokens [B, N] objective.loss_on names; None for all."""
         if self.settings.loss_on == "all":
             return None
         return mask if self.settings.loss_on == "masked" else ~mask
+
+    def compare_at_once(
+        self, predictions: Tensor, targets: Tensor, positions: Tensor, chosen: Tensor | None, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss and mean number of groups over images [B, N, T] and their groupings, in fixed shapes."""
+        settings = self.settings
+        return fixed_comparison(
+            predictions,
+            targets,
+            copied(self.counts(positions, step, targets.shape[1]), targets.device),
+            chosen,
+            protect_first=settings.protect_first,
+            step=self.join_step,
+            kind=settings.loss,
+            beta=settings.beta,
+            normalize_target=settings.normalize_target,
+        )
+
+    def counts(self, positions: Tensor, step: int, num_tokens: int) -> Tensor:
+        """Tokens that every step of every image's groupings removes: int64 [max_steps, B, num_schedules], on the CPU.
+
+        In a CUDA graph it is the only input that the host makes.
+        """
+        settings = self.settings
+        blocks, images = (positions // settings.images_per_draw).unique_consecutive(return_counts=True)
+        schedules = [
+            step_counts(*draw, num_tokens, counts=settings.counts, protect_first=settings.protect_first)
+            for block in blocks.tolist()
+            for draw in self.draws(block, step, num_tokens)
+        ]
+        counts = padded_counts(schedules, settings.max_steps).unflatten(1, (len(blocks), settings.num_schedules))
+        return counts.repeat_interleave(images, dim=1)
+
+    def compare_blocks(
+        self, predictions: Tensor, targets: Tensor, positions: Tensor, chosen: Tensor | None, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same, of one block of images that share their draws after the other."""
+        blocks = positions // self.settings.images_per_draw
+        numbers, counts = (values.tolist() for values in blocks.unique_consecutive(return_counts=True))
+        loss, num_groups = predictions.new_zeros(()), 0.0
+        parts = predictions.split(counts), targets.split(counts), positions.split(counts)
+        chosen_parts = [None] * len(counts) if chosen is None else chosen.split(counts)
+        for block, count, *part in zip(numbers, counts, *parts, chosen_parts, strict=True):
+            block_loss, block_groups = self.compare_block(*part, block=block, step=step)
+            loss = loss + block_loss * (count / len(blocks))
+            num_groups += block_groups * (count / len(blocks))
+        return loss, torch.full_like(loss, num_groups, requires_grad=False)
 
     def compare_block(
         self, predictions: Tensor, targets: Tensor, positions: Tensor, chosen: Tensor | None, *, block: int, step: int
@@ -102,13 +159,13 @@ class MorphedComparison(Objective):
                 targets,
                 max(1, num_tokens - draw.removed),
                 num_iterations=settings.kmeans_iterations,
-                keys=keys.to(targets.device),
+                keys=copied(keys, targets.device),
             )
         keys = None
         if settings.split == "random":
             # Room for N steps of N tokens each, so that what is drawn depends on no other setting.
             start, count = schedule * num_tokens**2, draw.num_steps * num_tokens
-            keys = self.keys(Stream.SPLIT, positions, step, start, count).to(targets.device)
+            keys = copied(self.keys(Stream.SPLIT, positions, step, start, count), targets.device)
             keys = keys.unflatten(1, (draw.num_steps, num_tokens))
         return group_tokens(
             targets,
@@ -132,6 +189,13 @@ class MorphedComparison(Objective):
         removed = scale(drawn[:count], settings.min_removed, most)
         steps = scale(drawn[count:], settings.min_steps, settings.max_steps)
         return [Draw(m, k) for m, k in zip(removed, steps, strict=True)]
+
+
+def copied(values: Tensor, device: torch.device) -> Tensor:
+    """Values from the CPU on the device; to a GPU from pinned memory, so that the host goes on at once."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def scale(drawn: np.ndarray, least: int, most: int) -> list[int]:

@@ -32,8 +32,3 @@ def rows_of(kind: str, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
         return tokens[:, 0]
     patches = tokens[:, 1:]
     return (patches if ids is None else gather_tokens(patches, ids)).flatten(0, 1)
-
-
-def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the tokens [B, N, E] where `mask` bool [B, N] is set: [B, E]."""
-    return (tokens * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)

@@ -18,10 +18,10 @@ from engine.ema import cosine_momentum, update_average
 from engine.masks import RandomMask, disjoint_masks, random_mask
 from engine.models.heads import RankBatchNorm, projection_head
 from engine.models.initialization import initialize
-from engine.objectives.context_tokens import ROWS, masked_mean, rows_of
+from engine.objectives.context_tokens import ROWS, rows_of
 from engine.objectives.contract import AVERAGE
 from engine.objectives.contrast import contextual_loss
-from engine.objectives.mae import MaskedAutoencoder
+from engine.objectives.mae import MaskedAutoencoder, masked_ids
 from recipes.methods import Lut
 from recipes.schema import Model
 from shards.draws.masks import MaskDraws
@@ -73,10 +73,10 @@ class ContextualAutoencoder(MaskedAutoencoder):
         if self.settings.bc_tokens == "masked":
             pred, rows = self.decode_views(latents, masks)
         else:
-            pred = self.decoder(latents[0], masks[0].ids_restore)
+            pred = self.decoder(latents[0], masks[0].ids_restore, masked_ids(masks[0]))
             rows = [rows_of(kind, tokens) for kind in ROWS[self.settings.bc_tokens] for tokens in latents]
         projections = [self.predictor(self.head(row)) for row in rows]
-        return projections, self.reconstruction_loss(clean, pred, masks[0].mask)
+        return projections, self.reconstruction_loss(clean, pred, masked_ids(masks[0]))
 
     def student_masks(self, noise: Tensor) -> tuple[RandomMask, ...]:
         """The mask of every view that the student sees."""
@@ -89,17 +89,16 @@ class ContextualAutoencoder(MaskedAutoencoder):
         return tuple(self.encoder(view, ids) for view, ids in zip(views, ids_keep, strict=True))
 
     def decode_views(self, latents: Sequence[Tensor], masks: Sequence[RandomMask]) -> tuple[Tensor, list[Tensor]]:
-        """Predicted patches of the clean view; of every view the mean decoded token of its masked places [B, D].
+        """Predicted masked patches of the clean view; of every view the mean decoded token of its masked places [B, D].
 
         A linear layer of its own brings that mean from the decoder's width to the encoder's, which the projector takes;
         the moving average's projector goes on seeing means of encoded tokens.
         """
-        pairs = zip(latents, masks, strict=True)
-        preds, decoded = zip(
-            *(self.decoder(tokens, mask.ids_restore, with_tokens=True) for tokens, mask in pairs), strict=True
-        )
-        means = [masked_mean(tokens, mask.mask) for tokens, mask in zip(decoded, masks, strict=True)]
-        return preds[0], [self.masked_embed(mean) for mean in means]
+        decoded = [
+            self.decoder(tokens, mask.ids_restore, masked_ids(mask), predict=False)
+            for tokens, mask in zip(latents, masks, strict=True)
+        ]
+        return self.decoder.pred(decoded[0]), [self.masked_embed(tokens.mean(dim=1)) for tokens in decoded]
 
     # --- the teacher ------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.masks import RandomMask, random_mask
+from engine.masks import RandomMask, gather_tokens, random_mask
 from engine.models.decoder import build_decoder
 from engine.models.encoders import MaskedVisionTransformer
 from engine.models.patches import patchify
@@ -34,23 +34,33 @@ class MaskedAutoencoder(Objective):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.views[0]
-        pred, masking = self.reconstruct(images, batch.noise)
-        return {"loss": self.reconstruction_loss(images, pred, masking.mask)}
+        pred, masking = self.reconstruct(images, batch.noise, masked_only=True)
+        return {"loss": self.reconstruction_loss(images, pred, masked_ids(masking))}
 
-    def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, RandomMask]:
-        """Predicted patches [B, N, p p 3] of images [B, 3, S, S] under noise [B, N], and the mask used."""
+    def reconstruct(self, images: Tensor, noise: Tensor, *, masked_only: bool = False) -> tuple[Tensor, RandomMask]:
+        """Predicted patches [B, N, p p 3] of images [B, 3, S, S] under noise [B, N], and the mask used.
+
+        `masked_only`: of the masked patches alone, which are all that the loss looks at, in the order of `masked_ids`.
+        """
         masking = random_mask(noise, self.settings.mask_ratio)
         latent = self.encoder(images, masking.ids_keep)  # [B, 1 + K, D]
-        return self.decoder(latent, masking.ids_restore), masking
+        return self.decoder(latent, masking.ids_restore, masked_ids(masking) if masked_only else None), masking
 
-    def reconstruction_loss(self, images: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
-        """Mean over the masked patches of the mean squared error of a patch, in fp32 (section 3)."""
+    def reconstruction_loss(self, images: Tensor, pred: Tensor, ids: Tensor) -> Tensor:
+        """Mean squared error of the predictions [B, M, p p 3] of the patches `ids` [B, M], in fp32 (section 3)."""
         with torch.autocast(images.device.type, enabled=False):
-            target = patchify(images.to(torch.promote_types(pred.dtype, torch.float32)), self.patch_size)
+            target = gather_tokens(patchify(images, self.patch_size), ids)
+            target = target.to(torch.promote_types(pred.dtype, torch.float32))
             if self.settings.norm_pix_loss:
                 target = normalize_patches(target)
-            error = (pred.to(target.dtype) - target).square().mean(dim=-1)  # [B, N]
-            return (error * mask).sum() / mask.sum()
+            return (pred.to(target.dtype) - target).square().mean()
+
+
+def masked_ids(masking: RandomMask) -> Tensor:
+    """Masked patches int64 [B, N - K], in shuffled order: read from the way back, without waiting for the device."""
+    ids_restore, num_kept = masking.ids_restore, masking.ids_keep.shape[1]
+    places = torch.arange(ids_restore.shape[1], device=ids_restore.device).expand_as(ids_restore)
+    return torch.empty_like(ids_restore).scatter_(1, ids_restore, places)[:, num_kept:]
 
 
 def normalize_patches(patches: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Data:
     std: tuple[float, float, float] = IMAGENET_STD
     eval_crop: float = 0.875  # evaluation: image_size / shorter side before the centre crop
     block_size: int = 1  # samples of one shard read in a row; 16 suits slow disks (shuffles nearly as well)
-    threads: int = 0  # decoding threads per rank; 0: the node's cores shared by its ranks
+    threads: int = 0  # decoding threads per rank; 0: its share of the node's cores, less two beside a GPU
     prefetch: int = 2  # batches prepared ahead
     hw_decoder_load: float = 0.9  # share of JPEGs for the GPU's hardware decoder, where it has one
     # A sample that cannot be decoded ends the run, or is named and replaced by the next that can.
@@ -75,7 +75,7 @@ class Data:
         require(0 < low <= high, f"data.blur_sigma={self.blur_sigma}: 0 < low <= high pixels is needed")
         require(0 < self.eval_crop <= 1, f"data.eval_crop={self.eval_crop}: a share in (0, 1] is needed")
         require(self.block_size >= 1, f"data.block_size={self.block_size}: at least 1 is needed")
-        require(self.threads >= 0, f"data.threads={self.threads}: 0 (all cores) or a number of threads is needed")
+        require(self.threads >= 0, f"data.threads={self.threads}: 0 (its share) or a number of threads is needed")
         require(self.prefetch >= 1, f"data.prefetch={self.prefetch}: at least 1 is needed")
         require(
             0 <= self.hw_decoder_load <= 1,

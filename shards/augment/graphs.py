@@ -3,7 +3,8 @@
 The same function serves the reader's pipeline on a GPU, the same on a CPU, and a test. With a GPU the decoder is the
 `mixed` one and everything after it runs there; draws stay on the CPU as per-sample arguments. Every graph returns a
 tuple of images, float32 CHW, normalised, in RGB (gray, CMYK and palette images included), never rotated by EXIF:
-ImageNet practice is not to, and PIL does not. Geometry is here, colour in photometry.py.
+ImageNet practice is not to, and PIL does not. Geometry is here, colour in photometry.py, and the resize, which alone
+differs between GPU and CPU, in resizing.py.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from nvidia.dali.data_node import DataNode
 
 from recipes.schema import Data
 from shards.augment.photometry import Nodes, effect, jitter
+from shards.augment.resizing import resized, resized_crop
 from shards.draws.augmentations import SECOND
 
-_CUBIC = {"interp_type": types.INTERP_CUBIC, "antialias": True}
 _PANEL = 32  # rows of the samples that stand for a whole image
 
 
@@ -84,7 +85,7 @@ def _only_crop(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> DataNo
     decoding = _decoding(data, gpu)
     if data.crop == "rrc":
         crops = fn.decoders.image_slice(encoded, draws["corner"], draws["shape"], axis_names="HW", **decoding)
-        return _resized(crops, data)
+        return resized(crops, [data.image_size, data.image_size])
     return _cut(_canvas(fn.decoders.image(encoded, **decoding), draws, data), draws, data)
 
 
@@ -92,20 +93,15 @@ def _canvas(images: DataNode, draws: Nodes, data: Data) -> DataNode:
     """What crops are cut from: the decoded image (rrc), or that resized and padded by reflection (src)."""
     if data.crop == "rrc":
         return images
-    images = fn.resize(images, size=fn.cast(draws["resized"], dtype=types.FLOAT), **_CUBIC)
-    return _reflected(images, data.crop_padding)
+    return _reflected(resized(images, draws["resized"]), data.crop_padding)
 
 
 def _cut(canvas: DataNode, draws: Nodes, data: Data) -> DataNode:
     """One crop at its final size, image_size on both sides."""
-    if data.crop == "rrc":
-        return _resized(fn.slice(canvas, draws["corner"], draws["shape"], axis_names="HW"), data)
     side = [data.image_size, data.image_size]
+    if data.crop == "rrc":
+        return resized(fn.slice(canvas, draws["corner"], draws["shape"], axis_names="HW"), side)
     return fn.slice(canvas, start=draws["corner"], shape=side, axis_names="HW")
-
-
-def _resized(images: DataNode, data: Data) -> DataNode:
-    return fn.resize(images, size=[data.image_size, data.image_size], **_CUBIC)
 
 
 def _reflected(images: DataNode, padding: int) -> DataNode:
@@ -122,16 +118,7 @@ def _reflected(images: DataNode, padding: int) -> DataNode:
 def evaluate(encoded: DataNode, draws: Nodes, data: Data, gpu: bool) -> tuple[DataNode, ...]:
     """Resize the shorter side, crop the centre: one image. Draws as `shards.draws.augmentations.evaluate` makes them.
 
-    Resize and crop are one operation: of the resized image only the crop is computed, with a filter that sees the
-    pixels around it. An image of 8000 x 2 pixels would otherwise become one of 1,024,000 x 256.
+    Resize and crop are one operation (resizing.py).
     """
     images = fn.decoders.image(encoded, **_decoding(data, gpu))
-    size, resized, corner = (fn.cast(draws[name], dtype=types.FLOAT) for name in ("size", "resized", "corner"))
-    images = fn.resize(
-        images,
-        size=[data.image_size, data.image_size],
-        roi_start=corner * size / resized,
-        roi_end=(corner + data.image_size) * size / resized,
-        **_CUBIC,
-    )
-    return (_normalise(images, data),)
+    return (_normalise(resized_crop(images, draws, data.image_size), data),)

@@ -2,19 +2,23 @@
 
 Rectangles are placed one after the other until `num_masked` cells are covered or ten tries in a row have failed; what
 is then missing is masked cell by cell. A sample's tries are numbered, and try t uses four random numbers of its own,
-so a mask is a function of (seed, epoch, sample id). A whole batch advances try by try: a row of the grid is one 64-bit
-word per sample, so placing a rectangle in all samples takes a handful of operations.
+so a mask is a function of (seed, epoch, sample id). A whole batch advances try by try: as many rows of the grid as
+there is room for share a 64-bit word, so placing a rectangle in all samples takes a handful of operations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from shards.draws.philox import Stream, words
 
 _TRIES = 10  # for one rectangle
+_PRUNE = 8  # tries after which the masks that are done are put aside
+_PLACE_BITS = np.uint64(12)  # for the number of a cell
+_ONE = np.uint64(1)
 _FIRST = 32  # tries that are drawn at first: more than 99.8 % of the masks need (75 of 14 x 14)
 
 
@@ -47,52 +51,55 @@ class BlockMasks:
         cells = np.empty((len(ids), self.grid**2), bool)
         tries, open_rows = _FIRST, np.arange(len(ids))
         while len(open_rows):  # at most num_masked rectangles of ten tries each
-            rows, done = self._placed(_numbers(seed, epoch, ids[open_rows], Stream.BLOCKS, 4 * tries))
-            cells[open_rows[done]] = _cells(rows[done], self.grid)
+            packed, done = self._placed(_numbers(seed, epoch, ids[open_rows], Stream.BLOCKS, 4 * tries))
+            cells[open_rows[done]] = _cells(packed[done], self.grid)
             open_rows, tries = open_rows[~done], 4 * tries
         self._fill_up(cells, seed, epoch, ids)
         return cells
 
     def _placed(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rectangles from [B, 4 tries] numbers: the grid's rows as bits, uint64 [B, grid], and which masks are done."""
+        """Rectangles from [B, 4 tries] numbers: the grid as bits, uint64 [B, words], and which masks are done."""
         area, aspect, top, left = np.ascontiguousarray(numbers.reshape(len(numbers), -1, 4).T)  # each [tries, B]
         root = np.exp(0.5 * np.log(self.min_aspect) * (1 - 2 * aspect))  # of the aspect
-        bits = np.zeros((len(numbers), self.grid), np.uint64)
-        covered, failed = np.zeros((2, len(numbers)), np.int64)
-        active = np.arange(len(numbers))
-        for attempt in range(len(area)):
-            active = active[(covered[active] < self.num_masked) & (failed[active] < _TRIES)]
+        bits = np.zeros((len(numbers), _bands(self.grid).shape[-1]), np.uint64)
+        missing, failed = np.full(len(numbers), self.num_masked), np.zeros(len(numbers), np.int64)
+        for first in range(0, len(area), _PRUNE):
+            active = np.flatnonzero((missing > 0) & (failed < _TRIES))
             if not len(active):
                 break
-            mine = bits[active]
-            most = np.minimum(self.num_masked - covered[active], self.max_area or self.num_masked)
-            draw = (values[attempt, active] for values in (area, root, top, left))
-            fresh = self._rectangles(mine, most, *draw)
-            gain = np.bitwise_count(fresh).sum(1, dtype=np.int64)
-            placed = (gain > 0) & (gain <= most)
-            bits[active] = np.where(placed[:, None], mine | fresh, mine)
-            covered[active] += np.where(placed, gain, 0)
-            failed[active] = np.where(placed, 0, failed[active] + 1)
-        return bits, (covered >= self.num_masked) | (failed >= _TRIES)
+            draws = (values[first : first + _PRUNE, active] for values in (area, root, top, left))
+            state = bits[active], missing[active], failed[active]
+            for draw in zip(*draws, strict=True):
+                self._try(*state, *draw)
+            bits[active], missing[active], failed[active] = state
+        return bits, (missing <= 0) | (failed >= _TRIES)
+
+    def _try(self, bits: np.ndarray, missing: np.ndarray, failed: np.ndarray, *draw: np.ndarray) -> None:
+        """Place a rectangle where it fits and adds cells, but not too many, in place; what is done stays as it is."""
+        most = missing if self.max_area is None else np.minimum(missing, self.max_area)
+        fresh = self._rectangles(bits, most, *draw)
+        gain = np.bitwise_count(fresh).sum(1, dtype=np.int64)
+        placed = (gain > 0) & (gain <= most) & (failed < _TRIES)
+        bits |= fresh * placed[:, None]
+        missing -= gain * placed
+        failed[:] = np.where(placed, 0, failed + 1)
 
     def _rectangles(
         self, bits: np.ndarray, most: np.ndarray, area: np.ndarray, root: np.ndarray, top: np.ndarray, left: np.ndarray
     ) -> np.ndarray:
-        """The cells that a drawn rectangle adds to `bits` [B, grid], none where it does not fit: uint64 [B, grid].
+        """The cells that a drawn rectangle adds to `bits` [B, words], none where it does not fit: uint64 [B, words].
 
         A rectangle is always shorter than the grid on both sides. Where less is missing than `min_area`, the area is
         drawn between the two all the same, and the rectangle is later refused if it adds too much.
         """
         side = np.sqrt(self.min_area + (most - self.min_area) * area)
-        height, width = np.rint(side * root).astype(np.int64), np.rint(side / root).astype(np.int64)
+        height, width = np.rint(side * root), np.rint(side / root)
         fits = (height < self.grid) & (width < self.grid)
-        height, width = np.where(fits, height, 0), np.where(fits, width, 0)
-        first = (top * (self.grid - height + 1)).astype(np.int64)[:, None]
+        height, width = height * fits, width * fits
+        first = (top * (self.grid - height + 1)).astype(np.int64)
         start = (left * (self.grid - width + 1)).astype(np.uint64)
-        span = ((np.uint64(1) << width.astype(np.uint64)) - np.uint64(1)) << start
-        row = np.arange(self.grid)
-        inside = (row >= first) & (row < first + height[:, None])
-        return np.where(inside, span[:, None] & ~bits, np.uint64(0))
+        span = ((_ONE << width.astype(np.uint64)) - _ONE) << start
+        return _bands(self.grid)[height.astype(np.int64), first] * span[:, None] & ~bits
 
     def _fill_up(self, cells: np.ndarray, seed: int, epoch: int, ids: np.ndarray) -> None:
         """Mask as many cells as are missing, uniformly among the others: those with the smallest numbers."""
@@ -102,11 +109,21 @@ class BlockMasks:
             return
         noise = words(seed, epoch, ids[short], Stream.MASK, self.grid**2).astype(np.uint64)
         noise[cells[short]] = 2**32
-        chosen = noise.argsort(1, kind="stable")
-        taken = np.arange(self.grid**2) < missing[short, None]
-        added = np.zeros(chosen.shape, bool)
-        np.put_along_axis(added, chosen, taken, 1)
-        cells[short] |= added
+        noise = noise << _PLACE_BITS | np.arange(self.grid**2, dtype=np.uint64)  # of equal numbers the lower place
+        last = np.take_along_axis(np.sort(noise, axis=1), missing[short, None] - 1, 1)
+        cells[short] |= noise <= last
+
+
+@lru_cache
+def _bands(grid: int) -> np.ndarray:
+    """Rows of a grid from one on, as many as a rectangle is high: uint64 [height, first, words], a row's first bit set.
+
+    A product with the bits of a row sets these in all of them.
+    """
+    size, row, per_word = np.arange(grid + 1), np.arange(grid), 64 // grid
+    inside = (row >= size[:, None]) & (row < size[:, None] + size[:, None, None])
+    first_bits = inside * (_ONE << (row % per_word * grid).astype(np.uint64))
+    return np.add.reduceat(first_bits, row[::per_word], axis=-1)
 
 
 def _numbers(seed: int, epoch: int, ids: np.ndarray, stream: Stream, count: int) -> np.ndarray:
@@ -114,7 +131,8 @@ def _numbers(seed: int, epoch: int, ids: np.ndarray, stream: Stream, count: int)
     return words(seed, epoch, ids, stream, count) * 2.0**-32
 
 
-def _cells(rows: np.ndarray, grid: int) -> np.ndarray:
-    """Rows as bits, uint64 [B, grid], to bool [B, grid * grid]."""
-    columns = np.arange(grid, dtype=np.uint64)
-    return ((rows[:, :, None] >> columns) & np.uint64(1)).astype(bool).reshape(len(rows), grid**2)
+def _cells(packed: np.ndarray, grid: int) -> np.ndarray:
+    """The grid as bits, uint64 [B, words], to bool [B, grid * grid]."""
+    bit = np.arange(64 // grid * grid, dtype=np.uint64)
+    cells = ((packed[:, :, None] >> bit) & _ONE).astype(bool)  # [B, words, bits of a word]
+    return cells.reshape(len(packed), packed.shape[1] * len(bit))[:, : grid**2]

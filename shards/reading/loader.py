@@ -8,7 +8,6 @@ after `data.timeout` seconds (watchdog.py).
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -23,6 +22,7 @@ from shards.dataset import Dataset
 from shards.draws.masks import NO_MASK, MaskDraws
 from shards.draws.order import GlobalOrder, micro_positions, num_micro_steps
 from shards.reading.bad_samples import BadSamples
+from shards.reading.cores import cores_per_rank, decoding_threads
 from shards.reading.feed import Feed
 from shards.reading.quarantine import Quarantine
 from shards.reading.segments import EVALUATION_SHARE, TRAINING_SHARE, MicroBatch, Segment, cut_segments, pair_budget
@@ -199,11 +199,11 @@ def _filled(ids: np.ndarray, batch: int) -> Iterator[MicroBatch]:
 def _feed(
     dataset: Dataset, view: str, data: Data, seed: int, device: torch.device, local_world_size: int, **rest: Any
 ) -> Feed:
-    """A feed for this device; threads from data.threads, or this rank's part of the node's cores."""
+    """A feed for this device; threads from data.threads, or as cores.py counts them."""
     device_id = None
     if device.type == "cuda":
         device_id = torch.cuda.current_device() if device.index is None else device.index
-    threads = data.threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    threads = data.threads or decoding_threads(cores_per_rank(local_world_size), gpu=device_id is not None)
     return Feed(
         dataset=dataset, view=find_view(view), data=data, seed=seed, num_threads=threads, device_id=device_id, **rest
     )

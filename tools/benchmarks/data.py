@@ -168,20 +168,22 @@ def _workers(number: int) -> str:
 
 
 def make_pictures(number: int) -> list[bytes]:
-    """JPEGs of about 500 x 375 pixels and 90 kB: coarse colours under noise, which compress like photographs."""
+    """JPEGs of about 500 x 375 pixels and 90 kB, which compress like photographs."""
+    return [make_picture(serial, _NOISE) for serial in range(number)]
+
+
+def make_picture(serial: int, noise: float) -> bytes:
+    """One of them: coarse colours under noise of so many levels."""
     import numpy as np
     from PIL import Image
 
-    made = []
-    for serial in range(number):
-        rng = np.random.default_rng(serial)
-        width, height = (int(side) for side in rng.normal((500, 375), 40).clip(200, 800))
-        colours = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize((width, height), Image.BICUBIC)
-        noisy = np.asarray(colours, np.float32) + rng.normal(0, _NOISE, (height, width, 1)).astype(np.float32)
-        stream = io.BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=92)
-        made.append(stream.getvalue())
-    return made
+    rng = np.random.default_rng(serial)
+    width, height = (int(side) for side in rng.normal((500, 375), 40).clip(200, 800))
+    colours = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize((width, height), Image.BICUBIC)
+    noisy = np.asarray(colours, np.float32) + rng.normal(0, noise, (height, width, 1)).astype(np.float32)
+    stream = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=92)
+    return stream.getvalue()
 
 
 def make_folders(root: Path, pictures: Sequence[bytes], classes: int, per_class: int) -> Path:

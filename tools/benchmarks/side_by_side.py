@@ -30,6 +30,8 @@ class Settings:
     workers: int = 2  # processes, where a suite compares several
     scale: float = 1.0  # of the sets that a suite makes; below 1 for a quick look
     reference: Path | None = None  # clones dtm/ and lut/ of the released programs; None: textbook forms stand for them
+    recipes: tuple[str, ...] = ()  # gpu: which; none: all
+    rehearse: bool = False  # gpu: with tiny models, where there is no GPU, to see whether it runs
 
     def __post_init__(self) -> None:
         for name in ("rounds", "workers"):
