@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,7 +36,8 @@ from recipes.methods import Dtm, Lut, Mae, MaeDtm
 from recipes.overrides import apply_overrides
 from recipes.schema import Recipe
 from tools import recipe as recipe_tool
-from tools.recipe import plan_lines
+from tools.benchmarks.gpu import TARGETS
+from tools.recipe import plan_lines, plan_row
 
 OBJECTIVES = {
     Mae: MaskedAutoencoder, Lut: ContextualAutoencoder, Dtm: DynamicTokenMorphing, MaeDtm: MorphedAutoencoder
@@ -312,3 +314,16 @@ def test_recipes_are_listed_shown_and_compared(capsys):
     with pytest.raises(SystemExit, match="2"):
         recipe_tool.main(["list", "more"])
     assert "unrecognized arguments: more" in capsys.readouterr().err
+
+
+def test_the_tables_of_the_page_are_those_of_the_code():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for name, share in TARGETS.items():
+        recipe = registry.load(name)
+        for gpus in (8, 64, 512):
+            assert plan_row(name, predict(recipe, gpus=gpus)) in page
+        flops = training_cost(recipe).flops
+        assert re.search(rf"^\| `{name}` \|.* {flops / 1e9:.2f} \|$", page, re.MULTILINE)
+        assert re.search(
+            rf"^\| `{name}` \| {share} \| \d+ \| {share / 100 * 790e12 / flops:,.0f} \|", page, re.MULTILINE
+        )
