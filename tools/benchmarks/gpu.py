@@ -36,7 +36,7 @@ BATCHES, BATCH = (64, 128, 256, 512), 128  # images; the one with which everythi
 STEPS, WARM_UP, LOG_EVERY = 60, 20, 5
 PICTURES, LEAST_BYTES = 10_000, 100_000
 PER_JOB = 250  # pictures
-NOISE = 17.0  # levels: makes them compress to more than LEAST_BYTES
+NOISE = 30.0  # levels: makes them compress to more than LEAST_BYTES
 
 Prepare = Callable[["Trainer"], None]
 
