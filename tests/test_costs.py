@@ -132,7 +132,7 @@ def test_flops_are_those_that_torch_counts(name):
 def small(name: str, *overrides: str) -> Recipe:
     return apply_overrides(
         registry.load(name),
-        ["model.embed_dim=192", "model.num_heads=3", "model.depth=3", "data.image_size=112", *overrides],
+        ["model.embed_dim=192", "model.num_heads=3", "model.depth=2", "data.image_size=112", *overrides],
     )
 
 
@@ -159,6 +159,7 @@ def saved_bytes(objective: Objective, recipe: Recipe, batch: int) -> float:
 def test_what_is_kept_for_the_backward_pass(name, precision):
     """Per image, from two batch sizes: what is kept once (copies of weights) falls out, and is compared too."""
     positions = [
+        "teacher=pixels",
         "objective.num_masked=20",
         "model.rel_pos_bias=false",
         "model.shared_rel_pos_bias=false",
