@@ -106,7 +106,8 @@ def test_any_suite_can_be_added(monkeypatch, tmp_path):
         (["data", "--workers", "-1"], "workers=-1: at least 1 is needed"),
         (["data", "--scale", "0"], "scale=0: a number above 0 and up to 100 is needed"),
         (["data", "--reference", "/no"], "reference=/no: holds no folder dtm"),
-        (["data", "--json", "/no/such/folder/x.json"], "json=/no/such/folder/x.json: no such folder"),
+        (["data", "--json", "/no/such/folder/x.json"], "json=/no/such/folder/x.json: the name of a file in a folder"),
+        (["data", "--json", "/tmp"], "json=/tmp: the name of a file in a folder that exists is needed"),
     ],
 )
 def test_impossible_commands(arguments, message, capsys):

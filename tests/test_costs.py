@@ -239,7 +239,8 @@ def test_without_communication_the_rate_is_the_planned_share_of_the_floor():
 @pytest.mark.parametrize(
     ("name", "key"),
     [("NVIDIA H200", "h200"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
-     ("NVIDIA H100 PCIe", None), ("NVIDIA GH200 480GB", None), ("Tesla V100-SXM2-16GB", None)],
+     ("NVIDIA H100 PCIe", None), ("NVIDIA GH200 480GB", None), ("Tesla V100-SXM2-16GB", None),
+     ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None)],
 )  # fmt: skip
 def test_gpus_are_known_by_name(name, key):
     assert known_gpu(name) is (GPUS[key] if key else None)

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,16 +45,48 @@ def test_pictures_are_distinct_and_large(tmp_path):
     assert sum(file.stat().st_size for file in files) / 20 > LEAST_BYTES
 
 
-def test_shares_are_of_the_targets(monkeypatch):
+def bare(name: str = "", **settings) -> Bench:
+    """Without pictures, on the GPU of that name or on none."""
     bench = Bench.__new__(Bench)
-    bench.settings = Settings()
+    bench.folder, bench.settings, bench.on_gpu = Path("/nowhere"), Settings(**settings), bool(name)
+    bench.runtime = SimpleNamespace(device=torch.device("cuda" if name else "cpu"))
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("name", "attainable", "peak"),
+    [("", 790, 989), ("NVIDIA H200", 790, 989), ("NVIDIA A100-SXM4-80GB", 250, 312), ("NVIDIA L4", 790, 989)],
+)
+def test_shares_are_of_the_targets(name, attainable, peak, monkeypatch):
+    """Of the GPU that there is; of an H200 where it is another than those that are known."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(Bench, "recipe", lambda self, name, batch: registry.load(name))
-    speed, attained, peak = bench.rate_rows("vit_b_lut", 128, 1000.0)
+    speed, attained, of_peak = bare(name).rate_rows("vit_b_lut", 128, 1000.0)
     flops = training_cost(registry.load("vit_b_lut")).flops
-    assert speed.theirs == pytest.approx(TARGETS["vit_b_lut"] / 100 * 790e12 / flops) and speed.ours == 1000
-    assert attained.ours == pytest.approx(100 * 1000 * flops / 790e12) and attained.theirs == pytest.approx(45)
-    assert peak.ours == pytest.approx(100 * 1000 * flops / 989e12)
-    assert len({round(row.ratio, 9) for row in (speed, attained, peak)}) == 1
+    assert speed.theirs == pytest.approx(TARGETS["vit_b_lut"] / 100 * attainable * 1e12 / flops) and speed.ours == 1000
+    assert attained.ours == pytest.approx(100 * 1000 * flops / attainable / 1e12)
+    assert attained.theirs == pytest.approx(45) and of_peak.ours == pytest.approx(100 * 1000 * flops / peak / 1e12)
+    assert len({round(row.ratio, 9) for row in (speed, attained, of_peak)}) == 1
+
+
+@pytest.mark.parametrize(("fed", "stall"), [(100.0, 0.01), (120.0, 0.01), (96.0, 4.0)])
+def test_a_stall_is_never_less_than_none(fed, stall, monkeypatch):
+    monkeypatch.setattr(Bench, "speed", lambda self, *_, from_dali=False, **__: fed if from_dali else 100.0)
+    monkeypatch.setattr(Bench, "memory_rows", lambda self, *_: ())
+    rows = {row.name: row for row in bare(rehearse=True).rows("vit_ti_mae_demo")}
+    row = rows["vit_ti_mae_demo, batch 8: stall, against its limit"]
+    assert row.ours == pytest.approx(stall) and row.ratio == pytest.approx(3 / stall)
+
+
+def test_every_recipe_that_needs_a_teacher_has_one():
+    teachers = {"vit_b_mae": "", "vit_b_dtm": "pixels", "vit_b_mae_dtm": "pixels", "vit_b_dtm_pixels": "pixels"}
+    assert {name: bare(rehearse=True).recipe(name, 8).teacher for name in teachers} == teachers
+
+
+def test_an_unknown_recipe_is_told_at_once(monkeypatch, capsys):
+    monkeypatch.setattr("tools.benchmarks.gpu.make_shards", None)  # nobody makes pictures
+    assert benchmark.main(["gpu", "--rehearse", "--recipes", "vit_ti_lut_demo,vit_xl"]) == 2
+    assert "vit_xl: no such recipe" in capsys.readouterr().err
 
 
 def test_without_a_gpu_it_says_so(capsys):

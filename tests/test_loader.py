@@ -317,6 +317,8 @@ def test_cores_of_the_node_are_the_launchers_within_the_job(monkeypatch: pytest.
     assert [cores.cores_per_rank(ranks) for ranks in (1, 2, 4, 8, 16)] == [2, 2, 2, 1, 1]
     bound[os.getppid()] = {2, 3}
     assert [cores.cores_per_rank(ranks) for ranks in (1, 2, 4)] == [2, 1, 1]
+    tasks = {"SLURM_CPUS_ON_NODE": "64", "SLURM_STEP_NUM_TASKS": "16"}  # srun, and a script that is bound as its rank
+    assert [cores.node_cores(tasks | {"WORLD_SIZE": size}) for size in ("16", "128")] == [64, 2]  # 128: torchrun's
 
     def gone(process: int) -> set[int]:
         if process:

@@ -34,6 +34,7 @@ from tools.benchmarks.side_by_side import ROUNDS, Row, Settings
 SUITES = {name: f"tools.benchmarks.{name}" for name in (
     "data", "loader", "morph", "ema", "masks", "lut_step", "dtm_step", "startup", "gpu"
 )}  # fmt: skip
+ONE_ROUND = {"gpu": "every training once, medians of what it logged"}  # these have no use for --rounds
 EPILOG = """examples:
   python tools/benchmark.py data
   python tools/benchmark.py data --json data.json --rounds 7 --workers 4
@@ -82,8 +83,8 @@ def measure(args: argparse.Namespace) -> int:
         rehearse=args.rehearse,
     )
     suite = find_suite(args.suite)
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise ValueError(f"json={args.json}: no such folder; make it first")
+    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        raise ValueError(f"json={args.json}: the name of a file in a folder that exists is needed")
     rows: list[Row] = []
     for row in watched(suite(settings)):
         rows.append(row)
@@ -117,7 +118,8 @@ def print_rows(suite: str, settings: Settings, rows: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{suite}: medians of {settings.rounds} interleaved rounds", title_justify="left")
+    how = ONE_ROUND.get(suite, f"medians of {settings.rounds} interleaved rounds")
+    table = Table(title=f"{suite}: {how}", title_justify="left")
     for name in ("what", "ratio", "ours", "theirs", "unit"):
         table.add_column(name, justify="left" if name in ("what", "unit") else "right")
     for row in rows:

@@ -34,7 +34,7 @@ GPUS = {
         source="assumed: the H200's share of its peak",
     ),
 }  # fmt: skip
-OTHER_CARDS = ("PCIE", "NVL", "GH200")  # of the same names, with other peaks
+OTHER_CARDS = ("PCIE", "NVL", "GH200", "MIG")  # of the same names, with other peaks; MIG: a part of one
 
 
 def known_gpu(device_name: str) -> Gpu | None:

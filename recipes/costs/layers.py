@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from recipes.sections.model import Model
 
@@ -37,10 +37,6 @@ class Cost:
             wide=self.wide * times,
             narrow=self.narrow * times,
         )
-
-    def in_products_precision(self) -> Cost:
-        """With nothing kept in 32 bits: where tokens come out of a matrix product and are only added to such."""
-        return replace(self, wide=0, narrow=self.narrow + self.wide)
 
     def again(self) -> Cost:
         """A second use of weights that are counted already."""

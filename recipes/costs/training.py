@@ -128,7 +128,7 @@ def decoder_body(recipe: Recipe, kept: int) -> Cost:
     width = settings.decoder_embed_dim
     layers = [block(tokens, width, settings.decoder_num_heads, recipe.model.mlp_ratio)] * settings.decoder_depth
     embedding = linear(1 + kept, recipe.model.embed_dim, width) + Cost(parameters=width)  # and the mask token
-    return total(embedding, *layers, layer_norm(tokens, width)).in_products_precision()
+    return total(embedding, *layers, layer_norm(tokens, width))
 
 
 def teacher_cost(recipe: Recipe) -> tuple[Cost, int]:

@@ -1,8 +1,9 @@
 """The resize of every graph: bicubic, antialiased, from uint8 to uint8 in HWC layout, as PIL's.
 
 With a GPU it is DALI's own operator. On a CPU that was more than half of the work of a random resized crop (2.5 to 3 ms
-from 340 x 300 to 224 x 224 pixels); there torch's is called from within the graph, 8-bit arithmetic as PIL's, which
-takes 0.35 ms and differs from PIL by 2 levels at most. It takes one image after the other, in one thread.
+from 340 x 300 to 224 x 224 pixels); there torch's is called from within the graph, which takes 0.35 ms, one image after
+the other, in one thread. It is 8-bit arithmetic as PIL's, width first, and differs from those two passes of PIL by 2
+levels at most. (Pillow 13 takes the height first at some sizes: the same, but for edges that clip.)
 """
 
 from __future__ import annotations

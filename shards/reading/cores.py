@@ -33,11 +33,15 @@ def share(own: int, node: int, local_world_size: int) -> int:
 def node_cores(environ: Mapping[str, str]) -> int:
     """Cores that the ranks of this node have together: those of the launcher, within the allocation of the job.
 
-    The launcher is the parent process: it is bound to none, or to those of a container. Slurm's is outside the job.
+    The launcher is the parent process: it is bound to none, or to those of a container. Slurm's is outside the job, and
+    a script between the two is bound as the rank is: where the ranks are tasks of Slurm, the allocation alone counts.
     """
+    text = environ.get("SLURM_CPUS_ON_NODE", "")
+    allocated = int(text) if text.isdecimal() else 0
+    if allocated and environ.get("SLURM_STEP_NUM_TASKS") == environ.get("WORLD_SIZE", ""):
+        return allocated
     try:
         cores = len(os.sched_getaffinity(os.getppid()) | os.sched_getaffinity(0))
     except OSError:  # the parent is gone
         cores = len(os.sched_getaffinity(0))
-    allocated = environ.get("SLURM_CPUS_ON_NODE", "")
-    return min(cores, int(allocated)) if allocated.isdecimal() and int(allocated) else cores
+    return min(cores, allocated or cores)

@@ -1,5 +1,7 @@
 """Pre-training on a GPU by the real trainer: speed, stall, memory, time by part, and without each optimisation.
 
+Every training runs once; a rate is the median of what it logged after its first third.
+
 What stands on the other side of a row: of rates the target of this project, of the stall its limit, of memory what
 `tools/recipe.py plan` predicts, of a part the whole step, of an optimisation the same run without it.
 """
@@ -16,7 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from recipes import registry
-from recipes.costs.gpus import GPUS
+from recipes.costs.gpus import GPUS, Gpu, known_gpu
 from recipes.costs.memory import memory_of
 from recipes.costs.training import training_cost
 from recipes.overrides import apply_overrides
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
     from engine.runtime import Runtime
     from engine.train import Trainer
 
-# Share of what a large matrix product attains (790 TFLOP/s on an H200), in percent: what we mean to reach.
+# Share of what a large matrix product attains (gpus.py; 790 TFLOP/s on an H200), in percent: what we mean to reach.
 TARGETS = {"vit_s_lut": 33, "vit_b_lut": 45, "vit_l_lut": 52, "vit_s_dtm": 36, "vit_b_dtm": 46, "vit_l_dtm": 53}
 REHEARSED = ("vit_ti_lut_demo", "vit_ti_dtm_demo")
-STALL = 3.0  # percent of a step that may be spent on data
+STALL, NO_STALL = 3.0, 0.01  # percent of a step that may be spent on data, and what counts as none
 BATCHES, BATCH = (64, 128, 256, 512), 128  # images; the one with which everything but speed is measured
 STEPS, WARM_UP, LOG_EVERY = 60, 20, 5
 PICTURES, LEAST_BYTES = 10_000, 100_000
@@ -61,12 +63,15 @@ def suite(settings: Settings) -> Iterator[Row]:
 
     if not (torch.cuda.is_available() or settings.rehearse):
         raise ValueError("suite=gpu: no GPU to be seen; tools/doctor.py says why, --rehearse tries it without")
+    recipes = settings.recipes or (REHEARSED if settings.rehearse else tuple(TARGETS))
+    for name in recipes:
+        registry.load(name)  # an unknown one is told before the pictures are made
     runtime = start(timeout=600)
     try:
-        with tempfile.TemporaryDirectory(prefix="maskwright-gpu-") as name:
-            bench = Bench(Path(name), settings, runtime)
-            for recipe in settings.recipes or (REHEARSED if settings.rehearse else tuple(TARGETS)):
-                yield from bench.rows(recipe)
+        with tempfile.TemporaryDirectory(prefix="maskwright-gpu-") as folder:
+            bench = Bench(Path(folder), settings, runtime)
+            for name in recipes:
+                yield from bench.rows(name)
     finally:
         stop()
 
@@ -94,7 +99,8 @@ class Bench:
         fed = self.speed(name, at, from_dali=True)
         yield Row(name=f"{name}, batch {at}: DALI, against one batch for ever", ratio=fed / speeds[at], ours=fed,
                   theirs=speeds[at], unit="images/s")  # fmt: skip
-        yield smaller(f"{name}, batch {at}: stall, against its limit", 100 * (1 - fed / speeds[at]), STALL, "%")
+        stall = max(NO_STALL, 100 * (1 - fed / speeds[at]))  # the two runs may be equal, or fed the faster by chance
+        yield smaller(f"{name}, batch {at}: stall, against its limit", stall, STALL, "%")
         for without in withouts():
             if without.method in ("", method_of(name)):
                 rate = self.speed(name, at, without=without, from_dali=without.from_dali)
@@ -129,6 +135,14 @@ class Bench:
         return median(line["images_per_second"] for line in lines if line["step"] > self.steps // 3)
 
     @property
+    def gpu(self) -> Gpu:
+        """What shares are of: this GPU, or an H200 where it is not known or there is none."""
+        import torch
+
+        known = known_gpu(torch.cuda.get_device_name(self.runtime.device)) if self.on_gpu else None
+        return known or GPUS["h200"]
+
+    @property
     def steps(self) -> int:
         return self.settings.scaled(STEPS, 3)
 
@@ -139,9 +153,10 @@ class Bench:
             f"run.steps={self.steps}", f"run.log_every={self.settings.scaled(LOG_EVERY)}", "run.save_every=0",
             "precision=bf16",
         ]  # fmt: skip
-        if method_of(name) == "dtm":
+        plain = registry.load(name)
+        if plain.objective.has_teacher and not plain.teacher:
             common.append(f"teacher={self.teacher()}")
-        return apply_overrides(registry.load(name), [*common, *overrides])
+        return apply_overrides(plain, [*common, *overrides])
 
     def teacher(self) -> str:
         """A file like OpenAI's; tiny models have no CLIP of their grid and learn from pixels."""
@@ -158,7 +173,7 @@ class Bench:
 
     def rate_rows(self, name: str, batch: int, rate: float) -> Iterator[Row]:
         """Images per second, and as shares of what the GPU attains and of its peak."""
-        flops, gpu, target = training_cost(self.recipe(name, batch)).flops, GPUS["h200"], TARGETS.get(name, 100)
+        flops, gpu, target = training_cost(self.recipe(name, batch)).flops, self.gpu, TARGETS.get(name, 100)
         wanted = target / 100 * gpu.attainable * 1e12 / flops
         where = f"{name}, batch {batch}"
         yield Row(name=f"{where}: speed, against the target", ratio=rate / wanted, ours=rate, theirs=wanted,

@@ -27,10 +27,9 @@ IMAGES, TOKENS, CHANNELS = 16, 196, 512
 BETA = 2.0
 TOLERANCE = 1e-9  # relative, in fp64: there no likeness is decided by rounding
 
-Sources = Callable[[Tensor, int, int], Tensor]  # targets, removed by a step, steps -> [B, G, N] of 0 and 1
-Step = Callable[
-    [Tensor, Tensor, tuple[int, int]], tuple[Tensor, Tensor]
-]  # predictions, targets, (r, k) -> loss, gradient
+# Targets, removed by a step, steps -> [B, G, N] of 0 and 1; predictions, targets, (r, k) -> loss, gradient.
+Sources = Callable[[Tensor, int, int], Tensor]
+Step = Callable[[Tensor, Tensor, tuple[int, int]], tuple[Tensor, Tensor]]
 
 
 def suite(settings: Settings) -> Iterator[Row]:

@@ -31,11 +31,12 @@ def released(reference: Path, program: str) -> Iterator[Load]:
     raises RuntimeError that says what was missing.
     """
     folder = reference.resolve() / program
-    before, path, made = dict(sys.modules), list(sys.path), numpy_names()
+    before, path = dict(sys.modules), list(sys.path)
     own = {entry.stem for entry in folder.iterdir() if entry.is_dir() or entry.suffix == ".py"}
     own |= {extra.stem for name in EXTRA_PATHS[program] for extra in (folder / name).glob("*.py")}
     own |= {name.partition(".")[0] for name in ALIASES[program]}
     forget(own)
+    made = numpy_names()
     sys.path[:0] = [str(folder), *(str(folder / name) for name in EXTRA_PATHS[program])]
     importlib.invalidate_caches()
     try:

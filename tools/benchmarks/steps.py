@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -105,8 +106,6 @@ def require_equal(name: str, step: int, ours: dict[str, float], theirs: dict[str
 @contextmanager
 def on_this_machine() -> Iterator[None]:
     """The released loops print, ask for CUDA's clock and for its autocast; without CUDA the latter do nothing."""
-    import warnings
-
     with redirect_stdout(StringIO()), mock.patch.object(torch.cuda, "synchronize", lambda *_: None):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
