@@ -9,10 +9,13 @@ kernels are chosen by rules, not by timing: a run that is resumed gets the same 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
+from engine.console import Console
+from engine.shell import OnThisRank
 from recipes.schema import Recipe
 
 INDUCTOR = {"backend": "inductor", "options": {"deterministic": True}}
@@ -54,5 +57,28 @@ def compile_note(recipe: Recipe, device: torch.device) -> str:
     if not compiles(recipe, device):
         return ""
     if recipe.zero.stage == 3:
-        return "blocks of teachers (zero.stage=3 gathers the student's weights by hooks, which graphs cannot hold)"
+        return "blocks of teachers only (zero.stage=3 gathers the student's weights by hooks, which graphs cannot hold)"
     return "every transformer block; compile=off leaves them as they are"
+
+
+def announced(console: Console, step: int, *, compiles: bool) -> AbstractContextManager:
+    """Tells, while it lasts, that step number `step` takes long because it `compiles`; else nothing."""
+    return console.working(f"step {step}: compiling") if compiles else nullcontext()
+
+
+@contextmanager
+def explained(recipe: Recipe, rank: int) -> Iterator[None]:
+    """OnThisRank, with a way out, where the compiler fails: it works in the first steps, and needs a C++ compiler."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException  # torch loads its compiler when it is first asked for
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        cause = getattr(error, "inner_exception", error)
+        what = f"{type(cause).__name__}: {cause}".partition("\n")[0]
+        raise OnThisRank(
+            f"rank {rank}: compile={recipe.compile}: torch.compile failed: {what}; install what is missing, or set "
+            "compile=off and start again (--resume goes on from a checkpoint)"
+        ) from error

@@ -20,10 +20,12 @@ from shards.foreign.index_files import find_tars
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Fields that change neither the weights nor the schedule of a run: where things are, how fast, how often one looks.
+# Fields that change neither the weights (but for rounding) nor the schedule of a run: where things are, how fast, how
+# often one looks.
 HARMLESS = {
     "data.train", "data.val", "data.eval_crop", "data.threads", "data.prefetch", "data.hw_decoder_load",
     "data.on_bad_sample", "data.max_bad_fraction", "data.timeout", "data.cache", "data.fetch_tries",
+    "compile",  # rounding; a resume says so
     "teacher",  # its place; that its weights are the same is checked by their hash
     "init",  # read at step 0 only
 }  # fmt: skip
@@ -47,10 +49,9 @@ def is_harmless(path: str) -> bool:
 def may_differ(path: str) -> bool:
     """Whether a recipe field may differ between a run and its continuation.
 
-    A global batch divided otherwise gives the same sums but for rounding, as another number of ranks does, and so do
-    the kernels of a compiler.
+    A global batch divided otherwise gives the same sums but for rounding, as another number of ranks does.
     """
-    return is_harmless(path) or path in ("optim.micro_batch", "compile")
+    return is_harmless(path) or path == "optim.micro_batch"
 
 
 def is_structural(path: str) -> bool:

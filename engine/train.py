@@ -38,7 +38,7 @@ from engine.checkpoints.keeping import Keeper, SaveError
 from engine.checkpoints.loading import load, needs_universal
 from engine.checkpoints.manifests import written_with
 from engine.checkpoints.progress import gigabytes
-from engine.compiling import compile_note
+from engine.compiling import announced, compile_note, explained
 from engine.console import Console, replace_text
 from engine.evaluation.monitor import Monitor
 from engine.fault_points import reached
@@ -101,6 +101,7 @@ class Trainer:
         """The objective on its device, wrapped by DeepSpeed, with everything that a chosen checkpoint holds."""
         universal = needs_universal(self.chosen, self.recipe.zero.stage, self.runtime)
         self.objective = self.objective.to(self.runtime.device)
+        self.compiled = compile_note(self.recipe, self.runtime.device)
         self.model_engine, self.optimizer = wrap(
             self.objective, self.recipe, self.runtime.world_size, load_universal=universal
         )
@@ -142,7 +143,8 @@ class Trainer:
         run, done = self.recipe.run, step + 1
         reached("step.begin")
         log = done == self.plan.total_steps or done % run.log_every == 0
-        metrics = self.optimizer_step(step, measure=log)
+        with announced(self.console, done, compiles=step == self.first_step and bool(self.compiled)):
+            metrics = self.optimizer_step(step, measure=log)
         asked = self.stopping.answer()
         self.console.advance(done)
         reached("step.done")
@@ -252,7 +254,7 @@ class Trainer:
             self.runtime.world_size,
             self.train_set,
             self.val_set,
-            compiled=compile_note(self.recipe, self.runtime.device),
+            compiled=self.compiled,
             teacher=self.objective.facts().get("teacher", ""),
             init=self.init,
         )
@@ -296,7 +298,7 @@ def train(command: Command, runtime: Runtime) -> Trainer:
         trainer = Trainer(command, runtime, witness)
         datasets = [dataset for dataset in (trainer.train_set, trainer.val_set) if dataset]
         try:
-            with bus_errors.explained(datasets, runtime.rank):
+            with explained(command.recipe, runtime.rank), bus_errors.explained(datasets, runtime.rank):
                 trainer.fit()
         except (ValueError, OSError) as error:  # a shard or an image that cannot be read: this rank's alone
             raise shell.OnThisRank(f"rank {runtime.rank}: {error}") from error

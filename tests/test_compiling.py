@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from copy import deepcopy
 from dataclasses import replace
 
@@ -13,11 +14,22 @@ from runs import Finished, train_together
 from torch._dynamo.utils import counters
 from torch.optim import SGD
 
-from engine.checkpoints.comparing import other_circumstances
-from engine.compiling import INDUCTOR, compile_blocks, compile_note, compiles, transformer_blocks
+from engine.checkpoints.comparing import check_same_run, other_circumstances
+from engine.compiling import (
+    INDUCTOR,
+    announced,
+    compile_blocks,
+    compile_note,
+    compiles,
+    explained,
+    transformer_blocks,
+)
+from engine.console import Console
 from engine.objectives.contract import AVERAGE, Objective
 from engine.objectives.lut import ContextualAutoencoder
 from engine.objectives.mae import MaskedAutoencoder
+from engine.shell import OnThisRank
+from engine.start_up import is_structural, may_differ
 from recipes import registry
 from recipes.methods import Lut, Mae
 from recipes.overrides import apply_overrides
@@ -83,7 +95,7 @@ def num_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [n if n == "lut" else pytest.param(n, marks=pytest.mark.long) for n in OBJECTIVES])
 def test_blocks_share_graphs_and_compute_the_same(name):
     make, batch, expected = OBJECTIVES[name]
     plain, compiled = make(), make()
@@ -140,12 +152,52 @@ def test_who_is_compiled():
 
 
 def test_another_choice_is_said_when_a_run_goes_on():
-    def facts(**fields: str) -> dict:
-        return {"recipe": fields, "world_size": 1, "versions": {}, "hardware": "a"}
+    """As far as it is another: auto compiles nothing on a CPU."""
 
-    assert other_circumstances(facts(compile="off"), facts(compile="off")) == []
-    (line,) = other_circumstances(facts(), facts(compile="auto"))  # a checkpoint from before there was a choice
-    assert line == "compile     was off, now auto: equal to rounding, not bitwise"
+    def facts(hardware: str, **fields: str) -> dict:
+        same = {"dataset": "d", "objective": {}, "world_size": 1, "versions": {}}
+        return same | {"step": 7, "recipe": fields, "hardware": hardware}
+
+    def told(was: dict, now: dict) -> list[str]:
+        check_same_run(was, now, harmless=may_differ, structural=is_structural, allow_changes=False)
+        return other_circumstances(was, now)
+
+    cpu, gpu, before = "cpu, x86_64", "NVIDIA H200, x86_64", {}  # a checkpoint from before there was a choice
+    assert told(facts(cpu, **before), facts(cpu, compile="auto")) == []
+    assert told(facts(gpu, compile="blocks"), facts(gpu, compile="auto")) == []
+    for now in (facts(gpu, compile="auto"), facts(gpu, compile="blocks")):
+        (line,) = told(facts(gpu, **before), now)
+        assert line == "compile     was off, now blocks: equal to rounding, not bitwise"
+
+
+# --- what a user is told --------------------------------------------------------------------------------------------
+
+
+def test_what_the_compiler_cannot_do_is_said_in_a_line():
+    """With the way out; other errors pass as they are."""
+
+    def failing(*_: object) -> None:
+        raise FileNotFoundError("no compiler for C++\nand more")
+
+    compiled = mae()
+    compile_blocks(compiled, recipe("compile=blocks"), backend=failing)
+    with pytest.raises(OnThisRank) as raised, explained(recipe("compile=blocks"), rank=3):
+        compiled(tiny_lut.batch_of(), 0)
+    text = str(raised.value)
+    assert text.startswith("rank 3: compile=blocks: ") and "no compiler for C++" in text and "compile=off" in text
+    assert "\n" not in text
+    with pytest.raises(RuntimeError, match="^another$"), explained(recipe(), rank=0):
+        raise RuntimeError("another")
+
+
+def test_the_step_that_compiles_is_announced(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("engine.console.PATIENCE", 0.01)
+    console = Console(tmp_path, enabled=True, total_steps=3, start_step=0)
+    for step, long in ((1, True), (2, False)):
+        with announced(console, step, compiles=long):
+            time.sleep(0.2)
+    console.close()
+    assert capsys.readouterr().out.split("\n") == ["step 1: compiling ...", ""]
 
 
 @pytest.mark.long

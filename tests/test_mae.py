@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -68,6 +69,22 @@ def test_masked_patches_are_predicted_alone():
     ids = masked_ids(masking)
     assert torch.equal(ids, noise.argsort(1)[:, 4:]) and masked.shape[:2] == (2, 12)
     torch.testing.assert_close(masked, gather_tokens(every, ids))
+
+
+def test_gradients_under_autocast_are_those_of_exact_arithmetic():
+    """To the rounding of bf16, of every weight: what the decoder's blocks add up stays fp32, as in its norms."""
+    torch.manual_seed(0)
+    objective = MaskedAutoencoder(dataclasses.replace(TINY_MAE, decoder_depth=3), TINY, 64)
+    exact = copy.deepcopy(objective).double()
+    images, noise = torch.randn(8, 3, 64, 64), torch.rand(8, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(SimpleNamespace(views=(images,), noise=noise), 0)["loss"]
+    loss.backward()
+    exact(SimpleNamespace(views=(images.double(),), noise=noise), 0)["loss"].backward()
+    expected = {name: parameter.grad for name, parameter in exact.named_parameters() if parameter.requires_grad}
+    for name, gradient in expected.items():
+        found = objective.get_parameter(name).grad
+        assert (found - gradient).norm() < 0.04 * gradient.norm(), name
 
 
 # Every field of Mae and another value of it.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,9 @@ from tools.benchmarks.operators import operators
 from tools.benchmarks.released import released
 from tools.benchmarks.side_by_side import Settings
 from tools.benchmarks.steps import OurStep, Size, require_equal
+
+# isort: split
+import timm
 
 RELEASED_LUT = 6920  # operators per step of ViT-S (specs/performance.md, 3b)
 RELEASED_DTM = 3443  # those of the released DTM, as `tools/benchmark.py dtm_step --reference` counts them
@@ -78,11 +83,6 @@ def clones(tmp_path) -> Path:
 
 
 def test_programs_are_kept_apart_and_leave_nothing(clones):
-    import sys
-
-    import numpy as np
-    import timm
-
     before, path = set(sys.modules), list(sys.path)
     found = {}
     for program in ("lut", "dtm"):
@@ -97,6 +97,17 @@ def test_programs_are_kept_apart_and_leave_nothing(clones):
 def test_modules_that_were_never_shipped_have_stand_ins(clones):
     with released(clones, "dtm") as load:
         assert load("models.outer").tome.merge.MERGES
+
+
+def test_what_fails_leaves_nothing(clones):
+    """A folder that is not there, a module that cannot be imported, a mistake of whoever imports."""
+    before, path = dict(sys.modules), list(sys.path)
+    for folder, name in ((clones / "nowhere", "models.net"), (clones, "models.broken"), (clones, "models.net")):
+        with pytest.raises((FileNotFoundError, RuntimeError, ZeroDivisionError)), released(folder, "lut") as load:
+            load(name)
+            raise ZeroDivisionError
+        assert sys.path == path and "float" not in vars(np)
+        assert {name: sys.modules.get(name) for name in before} == before and "models" not in sys.modules
 
 
 def test_what_cannot_be_imported_is_named(clones):

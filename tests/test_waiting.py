@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from runs import ROOT, TIMEOUT, environment
 from torch import Tensor
 
+from engine.bad_steps import Safeguard
 from engine.meter import gradient_norm
 from engine.objectives.contract import Objective
 from engine.objectives.mae import MaskedAutoencoder
@@ -30,6 +32,11 @@ def tiny_mae() -> MaskedAutoencoder:
 OBJECTIVES = {
     "mae": (tiny_mae, tiny_lut.batch_of()),
     "lut": (tiny_lut.tiny_lut, tiny_lut.batch_of()),
+    "lut, one by one": (
+        partial(tiny_lut.tiny_lut, bc_tokens="pooled_tokenwise", bc_loss="infonce"),
+        tiny_lut.batch_of(),
+    ),
+    "lut, masked": (partial(tiny_lut.tiny_lut, bc_tokens="masked", teacher_bn="batch"), tiny_lut.batch_of()),
     "dtm": (tiny_dtm.tiny, tiny_dtm.batch_of(4)),
     "mae_dtm": (tiny_dtm.tiny_mae, tiny_dtm.batch_of(4)),
 }
@@ -38,7 +45,7 @@ OBJECTIVES = {
 def on_device(batch: SimpleNamespace) -> SimpleNamespace:
     """As the loader gives it: places in the global batch stay on the CPU."""
     parts = {name: value.to(META) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    parts |= {"views": tuple(view.to(META) for view in batch.views)}
+    parts |= {"views": tuple(view.to(META) for view in batch.views), "sample_ids": torch.arange(5, device=META)}
     if hasattr(batch, "positions"):
         parts["positions"] = batch.positions
     return SimpleNamespace(**parts)
@@ -46,8 +53,10 @@ def on_device(batch: SimpleNamespace) -> SimpleNamespace:
 
 def step(objective: Objective, batch: SimpleNamespace) -> dict[str, Tensor]:
     """A whole step but for DeepSpeed."""
+    guard = Safeguard(objective, stage=1)
+    guard.begin()
     metrics = objective(batch, 0)
-    metrics["loss"].backward()
+    guard.watched(metrics["loss"], batch).backward()
     gradient_norm(objective)
     objective.after_step(0, 10)
     return metrics
@@ -78,8 +87,8 @@ def test_what_deepspeed_reads(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     for stage in "012":
-        assert found[stage]["before"] == {}
         # The first of them waits; after it nothing is queued, so the others find their numbers ready.
         assert found[stage]["step"] == {"aten._local_scalar_dense": 3 if stage in "12" else 1}
-    assert all(found[stage]["after"] == {} for stage in found)
+    for part in ("before", "after"):
+        assert all(found[stage][part] == {} for stage in found)
     assert all(found[stage]["optimizer"] == ["aten._fused_adamw_"] for stage in found)

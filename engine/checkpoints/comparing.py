@@ -40,6 +40,14 @@ def check_same_run(
         )
 
 
+def compiled(record: dict) -> str:
+    """What recipe.compile came to, off or blocks; a checkpoint from before there was a choice was not compiled."""
+    choice = record["recipe"].get("compile", "off")
+    if choice != "auto":
+        return choice
+    return "off" if record.get("hardware", "").startswith("cpu") else "blocks"
+
+
 def other_circumstances(manifest: dict, facts: dict) -> list[str]:
     """Lines on what keeps a resumed run from having the same bits: ranks, micro-batch, versions, hardware."""
     lines = []
@@ -49,7 +57,7 @@ def other_circumstances(manifest: dict, facts: dict) -> list[str]:
     micro_was, micro_now = (record["recipe"].get("optim.micro_batch") for record in (manifest, facts))
     if micro_was != micro_now and was == now:
         lines.append(f"elastic     saved with micro-batch {micro_was}, now {micro_now}: equal to rounding, not bitwise")
-    compile_was, compile_now = (record["recipe"].get("compile", "off") for record in (manifest, facts))
+    compile_was, compile_now = compiled(manifest), compiled(facts)
     if compile_was != compile_now:
         lines.append(f"compile     was {compile_was}, now {compile_now}: equal to rounding, not bitwise")
     versions = (manifest.get("versions", {}), facts["versions"])

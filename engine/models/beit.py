@@ -77,7 +77,7 @@ class MaskedBeit(Beit):
         x = self.patch_embed(images)
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype), x)
-        x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # fp32 under autocast, as all blocks' outputs
         if self.pos_embed is not None:
             x = x + self.pos_embed  # after the mask token: a hidden patch still says where it is
         for block, bias in zip(self.blocks, self.position_biases(x.device, x.dtype), strict=True):

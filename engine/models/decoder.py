@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         num_masked = ids_restore.shape[1] - visible.shape[1]
         masked = self.mask_token.to(x.dtype).expand(len(x), num_masked, -1)
         x = gather_tokens(torch.cat([visible, masked], dim=1), ids_restore)
-        x = torch.cat([cls, x], dim=1) + self.pos_embed.to(x.dtype)
+        x = torch.cat([cls, x], dim=1) + self.pos_embed  # fp32 under autocast: branches add up in what norms read
         x = self.blocks(x)[:, 1:]
         x = self.norm(x if ids is None else gather_tokens(x, ids))
         return self.pred(x) if predict else x

@@ -19,6 +19,11 @@ class StochasticDepth(nn.Module):
         self.drop_prob = drop_prob
         self.register_buffer("keep_prob", torch.tensor(1 - drop_prob, dtype=torch.float64), persistent=False)
 
+    def _apply(self, fn, recurse: bool = True):
+        """To another device, but to no other type: a rounded rate would leave out other branches."""
+        self.keep_prob = self.keep_prob.to(fn(self.keep_prob).device)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
