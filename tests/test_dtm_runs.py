@@ -14,6 +14,7 @@ from engine.weights.export import read_objective, write_encoder
 from recipes import registry
 from recipes.overrides import apply_overrides
 
+pytestmark = pytest.mark.long  # test_exact_resume.py and test_bad_steps.py have short forms, taught by pixels
 MODEL = ("model.embed_dim=32", "model.depth=2", "model.num_heads=4")
 SETTINGS = (
     *MODEL, "optim.global_batch=16", "optim.micro_batch=4", "objective.images_per_draw=4", "run.log_every=1",
@@ -58,7 +59,6 @@ def test_a_checkpoint_holds_the_student_and_not_the_teacher(folder):
     assert objective.facts()["teacher"] in (checkpoint / "manifest.json").read_text()
 
 
-@pytest.mark.long  # tests/test_exact_resume.py and test_bad_steps.py have short forms of it
 def test_every_stage_and_precision_has_the_same_losses(folder):
     """Two ranks, ZeRO 0 to 3; stage 3, where small weights are divided too, comes last (it patches torch)."""
     settings = ["--recipe", "vit_ti_dtm_demo", *SETTINGS, f"data.train={data_of(folder)}", f"teacher={folder}/teacher",

@@ -940,6 +940,7 @@ def test_a_run_asks_for_an_index_and_takes_a_pattern(tmp_path):
         require_data("x", replace(plain, data=replace(plain.data, train=str(place))))
 
 
+@pytest.mark.long  # the loader's tests have a short form
 def test_training_on_foreign_shards(tmp_path):
     """The whole program: refused with the command, indexed by that command, trained, k-NN on the other split."""
     place = clip_set(tmp_path / "wds", tars=3, per_tar=16)

@@ -32,7 +32,7 @@ def processes(folder: Path) -> list[str]:
     ("launcher", "fault", "named", "within"),
     [
         ("torchrun", "kill", "the process is gone", GONE),
-        ("deepspeed", "stop", "the process is stopped", STOPPED),
+        pytest.param("deepspeed", "stop", "the process is stopped", STOPPED, marks=long),
         pytest.param("torchrun", "stop", "the process is stopped", STOPPED, marks=long),
         pytest.param("deepspeed", "kill", "the process is gone", GONE, marks=long),
         pytest.param("deepspeed", "raise", "RuntimeError: MASKWRIGHT_FAULT", GONE, marks=long),

@@ -124,6 +124,7 @@ def test_bombs_are_judged_by_their_header():
     assert int(status.split("VmHWM:")[1].split()[0]) < 400_000  # kB; decoded they are 0.9 and 2.7 GB
 
 
+@pytest.mark.long  # the test above and test_corpus.py have short forms
 def test_conversion_survives_and_is_the_same_again(sick_decoders, tmp_path):
     source = tmp_path / "source"
     make_class_folders(source, classes=2, per_class=6, sides=(30, 60))

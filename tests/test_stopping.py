@@ -398,6 +398,7 @@ def test_the_table_of_the_cluster_page_is_the_tested_one():
 FP32 = ("precision=fp32", "run.steps=12", "run.save_every=5")
 
 
+@pytest.mark.long  # test_one_rank_is_asked_and_all_stop is the short form
 def test_a_stop_during_an_evaluation_loses_nothing(shards, tmp_path, monkeypatch):
     """It is left early, the step is saved, and the run that goes on makes the evaluation good."""
     arguments = (f"data.train={shards}/train", *FP32, "run.eval_every=6")

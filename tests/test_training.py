@@ -65,7 +65,7 @@ def test_nothing_is_compiled_at_start(one_rank, two_ranks):
         assert not list((run.folder.parent / "torch_extensions").rglob("*"))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_killed_and_resumed_is_bitwise_the_same(ranks, one_rank, two_ranks, shards, tmp_path):
     """Kill -9 after step 8; step 6 was saved, so steps 7 and 8 are done twice and must come out equal."""
     whole = {1: one_rank, 2: two_ranks}[ranks]
@@ -150,6 +150,7 @@ def test_resume_with_nothing_to_resume_is_an_error(shards, tmp_path):
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
+@pytest.mark.long  # test_rank_failures.py has short forms
 def test_a_failing_rank_fails_the_run(shards, tmp_path):
     command = launch(
         Path(__file__).parent / "failing_rank.py", "--recipe", "vit_ti_mae_demo", *TINY, "data.val=",
