@@ -12,6 +12,7 @@ class RandomMask(NamedTuple):
     """Random masking of N patches, K of them kept (MAE, section 3)."""
 
     ids_keep: Tensor  # int64 [B, K], patches that are seen, in shuffled order
+    ids_masked: Tensor  # int64 [B, N - K], the others, in shuffled order
     ids_restore: Tensor  # int64 [B, N], place of every patch in the shuffled sequence
     mask: Tensor  # bool [B, N], True = masked
 
@@ -31,10 +32,16 @@ def disjoint_masks(noise: Tensor, mask_ratio: float) -> tuple[RandomMask, Random
     ids_shuffle = noise.argsort(dim=1, stable=True)
     places = torch.arange(num_patches, device=noise.device).expand_as(ids_shuffle)
     ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, places)  # the inverse, without a second sort
-    first = RandomMask(ids_shuffle[:, :num_keep], ids_restore, ids_restore >= num_keep)
-    ids_keep = ids_shuffle[:, num_keep : 2 * num_keep]
-    ids_restore = (ids_restore - num_keep) % num_patches  # the first view's patches come last
-    return first, RandomMask(ids_keep, ids_restore, ids_restore >= ids_keep.shape[1])
+    first = masked_beyond(num_keep, ids_shuffle, ids_restore)
+    ids_shuffle = ids_shuffle.roll(-num_keep, dims=1)  # the first view's patches come last
+    return first, masked_beyond(
+        min(num_keep, num_patches - num_keep), ids_shuffle, (ids_restore - num_keep) % num_patches
+    )
+
+
+def masked_beyond(num_keep: int, ids_shuffle: Tensor, ids_restore: Tensor) -> RandomMask:
+    """The mask that keeps the first patches of a shuffled sequence [B, N]; `ids_restore` is its inverse."""
+    return RandomMask(ids_shuffle[:, :num_keep], ids_shuffle[:, num_keep:], ids_restore, ids_restore >= num_keep)
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

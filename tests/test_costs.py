@@ -30,14 +30,14 @@ from engine.teachers import PixelTeacher, Teacher, clip_network
 from recipes import registry
 from recipes.costs.gpus import GPUS, known_gpu
 from recipes.costs.memory import checkpoint_bytes, kept_bytes, memory_of
-from recipes.costs.prediction import predict
+from recipes.costs.prediction import Prediction, predict
 from recipes.costs.training import PIXELS, training_cost
 from recipes.methods import Dtm, Lut, Mae, MaeDtm
 from recipes.overrides import apply_overrides
 from recipes.schema import Recipe
 from tools import recipe as recipe_tool
 from tools.benchmarks.gpu import TARGETS
-from tools.recipe import plan_lines, plan_row
+from tools.recipe import between, plan_lines
 
 OBJECTIVES = {
     Mae: MaskedAutoencoder, Lut: ContextualAutoencoder, Dtm: DynamicTokenMorphing, MaeDtm: MorphedAutoencoder
@@ -316,6 +316,21 @@ def test_recipes_are_listed_shown_and_compared(capsys):
     with pytest.raises(SystemExit, match="2"):
         recipe_tool.main(["list", "more"])
     assert "unrecognized arguments: more" in capsys.readouterr().err
+
+
+def plan_row(name: str, prediction: Prediction) -> str:
+    """The prediction as a row of the page's table."""
+    columns = [
+        f"`{name}`",
+        f"{prediction.gpus}",
+        f"{prediction.recipe.optim.micro_batch} x {prediction.accumulation}",
+        f"{prediction.memory.total / 1e9:.1f}",
+        f"{prediction.message / 1e9:.2f}",
+        between(prediction.slowest, prediction.fastest),
+        between(*prediction.hours, ".1f"),
+        f"{prediction.mfu:.0%}".replace("%", " %"),
+    ]
+    return f"| {' | '.join(columns)} |"
 
 
 def test_the_tables_of_the_page_are_those_of_the_code():

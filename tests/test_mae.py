@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from engine.masks import gather_tokens, random_mask
 from engine.models.patches import patchify
 from engine.models.positions import sincos_positions
-from engine.objectives.mae import MaskedAutoencoder, masked_ids
+from engine.objectives.mae import MaskedAutoencoder
 from recipes.methods import Mae
 from recipes.schema import Data, Model
 
@@ -66,7 +66,7 @@ def test_masked_patches_are_predicted_alone():
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     every, masking = objective.reconstruct(images, noise)
     masked, _ = objective.reconstruct(images, noise, masked_only=True)
-    ids = masked_ids(masking)
+    ids = masking.ids_masked
     assert torch.equal(ids, noise.argsort(1)[:, 4:]) and masked.shape[:2] == (2, 12)
     torch.testing.assert_close(masked, gather_tokens(every, ids))
 

@@ -130,21 +130,6 @@ def plan_lines(name: str, prediction: Prediction) -> list[str]:
     ]
 
 
-def plan_row(name: str, prediction: Prediction) -> str:
-    """The prediction as a row of a Markdown table (docs/performance.md)."""
-    columns = [
-        f"`{name}`",
-        f"{prediction.gpus}",
-        f"{prediction.recipe.optim.micro_batch} x {prediction.accumulation}",
-        f"{prediction.memory.total / 1e9:.1f}",
-        f"{prediction.message / 1e9:.2f}",
-        between(prediction.slowest, prediction.fastest),
-        between(*prediction.hours, ".1f"),
-        f"{prediction.mfu:.0%}".replace("%", " %"),
-    ]
-    return f"| {' | '.join(columns)} |"
-
-
 def stage_lines(prediction: Prediction) -> list[str]:
     """Memory at every stage of ZeRO that the precision allows."""
     stages = (0, 1, 2, 3) if prediction.recipe.precision == "fp32" else (1, 2, 3)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from engine.masks import gather_tokens
 from engine.models import vision_library  # noqa: F401  timm imports only after it
 from engine.models.initialization import TOKEN_STD, initialize
+from engine.models.patches import cut_patches
 from engine.models.positions import sincos_positions
 from engine.models.stochastic_depth import with_tensor_rates
 from recipes.schema import Model
@@ -49,14 +50,6 @@ class MaskedVisionTransformer(VisionTransformer):
         x = x + gather_tokens(self.pos_embed[:, 1:].expand(len(x), -1, -1), ids_keep)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
         return self.norm(self.blocks(torch.cat([cls, x], dim=1)))
-
-
-def cut_patches(images: Tensor, patch_size: int) -> Tensor:
-    """[B, 3, S, S] -> [B, N, 3 p p] with the channel slowest, the order of a convolution's weight."""
-    batch, channels, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)  # one copy; unfold: one per image
 
 
 def timm_arguments(model: Model, image_size: int) -> dict:

@@ -7,10 +7,21 @@ from torch import Tensor
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """[B, 3, S, S] -> [B, N, p p 3]; inside a patch: row, column, channel, with the channel fastest (MAE)."""
+    return windows(images, patch_size).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def cut_patches(images: Tensor, patch_size: int) -> Tensor:
+    """[B, 3, S, S] -> [B, N, 3 p p] with the channel slowest, the order of a convolution's weight.
+
+    One copy, where unfold makes one per image.
+    """
+    return windows(images, patch_size).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def windows(images: Tensor, patch_size: int) -> Tensor:
+    """[B, C, H, W] as [B, C, rows, p, columns, p], without a copy where images lie in one piece."""
     batch, channels, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size**2 * channels)
+    return images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
 
 
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:

@@ -21,7 +21,7 @@ from engine.models.initialization import initialize
 from engine.objectives.context_tokens import ROWS, rows_of
 from engine.objectives.contract import AVERAGE
 from engine.objectives.contrast import contextual_loss
-from engine.objectives.mae import MaskedAutoencoder, masked_ids
+from engine.objectives.mae import MaskedAutoencoder
 from recipes.methods import Lut
 from recipes.schema import Model
 from shards.draws.masks import MaskDraws
@@ -73,10 +73,10 @@ class ContextualAutoencoder(MaskedAutoencoder):
         if self.settings.bc_tokens == "masked":
             pred, rows = self.decode_views(latents, masks)
         else:
-            pred = self.decoder(latents[0], masks[0].ids_restore, masked_ids(masks[0]))
+            pred = self.decoder(latents[0], masks[0].ids_restore, masks[0].ids_masked)
             rows = [rows_of(kind, tokens) for kind in ROWS[self.settings.bc_tokens] for tokens in latents]
         projections = [self.predictor(self.head(row)) for row in rows]
-        return projections, self.reconstruction_loss(clean, pred, masked_ids(masks[0]))
+        return projections, self.reconstruction_loss(clean, pred, masks[0].ids_masked)
 
     def student_masks(self, noise: Tensor) -> tuple[RandomMask, ...]:
         """The mask of every view that the student sees."""
@@ -95,7 +95,7 @@ class ContextualAutoencoder(MaskedAutoencoder):
         the moving average's projector goes on seeing means of encoded tokens.
         """
         decoded = [
-            self.decoder(tokens, mask.ids_restore, masked_ids(mask), predict=False)
+            self.decoder(tokens, mask.ids_restore, mask.ids_masked, predict=False)
             for tokens, mask in zip(latents, masks, strict=True)
         ]
         return self.decoder.pred(decoded[0]), [self.masked_embed(tokens.mean(dim=1)) for tokens in decoded]

@@ -35,16 +35,16 @@ class MaskedAutoencoder(Objective):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.views[0]
         pred, masking = self.reconstruct(images, batch.noise, masked_only=True)
-        return {"loss": self.reconstruction_loss(images, pred, masked_ids(masking))}
+        return {"loss": self.reconstruction_loss(images, pred, masking.ids_masked)}
 
     def reconstruct(self, images: Tensor, noise: Tensor, *, masked_only: bool = False) -> tuple[Tensor, RandomMask]:
         """Predicted patches [B, N, p p 3] of images [B, 3, S, S] under noise [B, N], and the mask used.
 
-        `masked_only`: of the masked patches alone, which are all that the loss looks at, in the order of `masked_ids`.
+        `masked_only`: of the masked patches alone, which are all that the loss looks at, in the order of `ids_masked`.
         """
         masking = random_mask(noise, self.settings.mask_ratio)
         latent = self.encoder(images, masking.ids_keep)  # [B, 1 + K, D]
-        return self.decoder(latent, masking.ids_restore, masked_ids(masking) if masked_only else None), masking
+        return self.decoder(latent, masking.ids_restore, masking.ids_masked if masked_only else None), masking
 
     def reconstruction_loss(self, images: Tensor, pred: Tensor, ids: Tensor) -> Tensor:
         """Mean squared error of the predictions [B, M, p p 3] of the patches `ids` [B, M], in fp32 (section 3)."""
@@ -54,13 +54,6 @@ class MaskedAutoencoder(Objective):
             if self.settings.norm_pix_loss:
                 target = normalize_patches(target)
             return (pred.to(target.dtype) - target).square().mean()
-
-
-def masked_ids(masking: RandomMask) -> Tensor:
-    """Masked patches int64 [B, N - K], in shuffled order: read from the way back, without waiting for the device."""
-    ids_restore, num_kept = masking.ids_restore, masking.ids_keep.shape[1]
-    places = torch.arange(ids_restore.shape[1], device=ids_restore.device).expand_as(ids_restore)
-    return torch.empty_like(ids_restore).scatter_(1, ids_restore, places)[:, num_kept:]
 
 
 def normalize_patches(patches: Tensor) -> Tensor:

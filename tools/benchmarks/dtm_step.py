@@ -41,11 +41,7 @@ def suite(settings: Settings) -> Iterator[Row]:
     images = torch.randn(size.images, 3, size.image_size, size.image_size)
     batch = SimpleNamespace(views=(images,), mask=mask, positions=torch.arange(size.images))
     ours = OurStep(objective_of(size), batch, OPTIM)
-    if settings.reference:
-        name, theirs = "DTM step, against the released program", released_step(settings, size, ours)
-    else:
-        name, theirs = "DTM step, against a textbook form", textbook_step(ours)
-    yield from step_rows(name, ours, theirs, settings, size.images)
+    yield from step_rows("DTM", ours, settings, size, released_step, textbook_step)
 
 
 def objective_of(size: Size) -> DynamicTokenMorphing:

@@ -48,11 +48,7 @@ def suite(settings: Settings) -> Iterator[Row]:
     shape = (size.images, 3, size.image_size, size.image_size)
     batch = SimpleNamespace(views=(torch.randn(shape), torch.randn(shape)), noise=noise_of(size))
     ours = OurStep(objective_of(size), batch, OPTIM)
-    if settings.reference:
-        name, theirs = "LUT step, against the released program", released_step(settings, size, ours)
-    else:
-        name, theirs = "LUT step, against a textbook form", textbook_step(ours)
-    yield from step_rows(name, ours, theirs, settings, size.images)
+    yield from step_rows("LUT", ours, settings, size, released_step, textbook_step)
 
 
 def objective_of(size: Size) -> ContextualAutoencoder:

@@ -77,13 +77,24 @@ class OurStep:
         return {name: value.item() for name, value in metrics.items()}
 
 
+ReleasedStep = Callable[[Settings, Size, OurStep], Step]
+TextbookStep = Callable[[OurStep], Step]
+
+
 def clip(module: nn.Module, norm: Tensor, most: float) -> None:
     parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
     torch.nn.utils.clip_grads_with_norm_(parameters, most, norm.float())
 
 
-def step_rows(name: str, ours: Step, theirs: Step, settings: Settings, images: int) -> Iterator[Row]:
-    """Losses first; then operators, and images per second of CPU time. RuntimeError where the losses differ."""
+def step_rows(
+    method: str, ours: OurStep, settings: Settings, size: Size, released: ReleasedStep, textbook: TextbookStep
+) -> Iterator[Row]:
+    """Losses first; then operators, and images per second of CPU time. RuntimeError where the losses differ.
+
+    The other side is what `released` makes where there are clones of the released programs, else what `textbook` does.
+    """
+    name = f"{method} step, against {'the released program' if settings.reference else 'a textbook form'}"
+    theirs = released(settings, size, ours) if settings.reference else textbook(ours)
     torch.set_num_threads(1)
     for step in range(STEPS):
         require_equal(name, step, ours(step), theirs(step))
@@ -91,7 +102,7 @@ def step_rows(name: str, ours: Step, theirs: Step, settings: Settings, images: i
     counts = [sum(operators(lambda side=side: side(next(numbers))).names.values()) for side in (ours, theirs)]
     yield smaller(f"{name}: operators", *counts, "dispatched per step")
     works = [lambda side=side: side(next(numbers)) for side in (ours, theirs)]
-    yield compared(name, images, interleaved(works, settings.rounds, time.process_time), "images per CPU second")
+    yield compared(name, size.images, interleaved(works, settings.rounds, time.process_time), "images per CPU second")
 
 
 def require_equal(name: str, step: int, ours: dict[str, float], theirs: dict[str, float]) -> None:
